@@ -1,0 +1,242 @@
+"""Frozen configurations; every limit is checked once, here, before any weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sd3par.errors import ConfigError
+
+T = TypeVar("T")
+
+# Written by save_pretrained of diffusers, transformers and ppdiffusers into every config.json; says nothing of the model.
+BOOKKEEPING = frozenset(
+    {"_class_name", "_diffusers_version", "_ppdiffusers_version", "_name_or_path", "_commit_hash", "architectures",
+     "transformers_version", "paddlenlp_version", "torch_dtype", "paddle_dtype", "dtype", "model_type"}
+)  # fmt: skip
+
+
+def parse_config(cls: type[T], values: Mapping[str, Any], where: str, ignored: frozenset[str] = frozenset()) -> T:
+    """Returns the frozen dataclass `cls` filled from a config.json's `values`.
+
+    Args:
+        values: the parsed JSON object.
+        where: the file's path, for messages.
+        ignored: keys that may stand there and have no meaning for inference, besides `BOOKKEEPING`.
+
+    Raises:
+        ConfigError: unknown key, missing key, wrong type, or what `cls.__post_init__` refuses.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(where, values, "a JSON object")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    chosen = {}
+    for key, value in values.items():
+        if key in fields:
+            chosen[key] = _typed(f"{where}: {key}", value, hints[key])
+        elif key not in ignored and key not in BOOKKEEPING:
+            raise ConfigError(f"{where}: {key}", value, f"keys {', '.join(sorted(fields))}")
+    missing = [name for name, field in fields.items() if name not in chosen and _required(field)]
+    if missing:
+        raise ConfigError(f"{where}: {missing[0]}", None, "a value: the key is missing")
+    try:
+        return cls(**chosen)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.field}", error.value, error.allowed) from None
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _typed(field: str, value: Any, hint: Any) -> Any:
+    """Returns `value` as type `hint` (int, float, bool, str, tuple, or a union with None)."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        kind = typing.get_origin(option) or option
+        if kind is tuple and isinstance(value, (list, tuple)):
+            return tuple(value)
+        if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
+            return value
+    raise ConfigError(field, value, " or ".join(getattr(option, "__name__", str(option)) for option in options))
+
+
+def require(condition: bool, field: str, value: object, allowed: str) -> None:
+    """Raises ConfigError(field, value, allowed) unless `condition` holds."""
+    if not condition:
+        raise ConfigError(field, value, allowed)
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Sizes of the mesh: `dp` splits rows, `mp` splits weights, `sp` splits tokens; `world = dp * mp * sp`."""
+
+    dp: int = 1
+    mp: int = 1
+    sp: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("dp_size", self.dp), ("mp_size", self.mp), ("sp_size", self.sp)):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            require(whole and 1 <= value <= 1024, name, value, "a whole number from 1 to 1024")
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return self.dp * self.mp * self.sp
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of an MM-DiT; field names are those of diffusers' `SD3Transformer2DModel` config."""
+
+    sample_size: int
+    num_layers: int
+    attention_head_dim: int
+    num_attention_heads: int
+    joint_attention_dim: int
+    caption_projection_dim: int
+    pooled_projection_dim: int
+    pos_embed_max_size: int
+    patch_size: int = 2
+    in_channels: int = 16
+    out_channels: int | None = None
+    dual_attention_layers: tuple[int, ...] = ()
+    qk_norm: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int":
+                require(1 <= value <= 1 << 20, field.name, value, "a whole number of at least 1")
+        require(self.patch_size <= 16, "patch_size", self.patch_size, "1 to 16")
+        require(self.qk_norm in (None, "rms_norm"), "qk_norm", self.qk_norm, "null or rms_norm")
+        require(self.dim % 4 == 0, "num_attention_heads * attention_head_dim", self.dim, "a multiple of 4")
+        require(
+            self.caption_projection_dim == self.dim, "caption_projection_dim", self.caption_projection_dim, f"{self.dim}, num_attention_heads * attention_head_dim"
+        )
+        layers = self.dual_attention_layers
+        inside = all(isinstance(i, int) and 0 <= i < self.num_layers for i in layers)
+        require(inside, "dual_attention_layers", layers, f"block numbers from 0 to {self.num_layers - 1}")
+
+    @property
+    def dim(self) -> int:
+        """Hidden size D."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def channels_out(self) -> int:
+        """Channels of the noise prediction."""
+        return self.out_channels or self.in_channels
+
+    def check_mesh(self, parallel: ParallelConfig) -> None:
+        """Raises ConfigError where the heads do not divide over `mp * sp`."""
+        parts = parallel.mp * parallel.sp
+        possible = [n for n in range(1, self.num_attention_heads + 1) if self.num_attention_heads % n == 0]
+        require(
+            self.num_attention_heads % parts == 0, "mp_size * sp_size", f"{parallel.mp} * {parallel.sp}",
+            f"a divisor of the model's {self.num_attention_heads} attention heads: {possible}",
+        )  # fmt: skip
+
+
+# Limits that do not depend on the model. A prompt beyond 16 kB is a mistake: T5 reads 512 tokens at most.
+MAX_STEPS, MAX_GUIDANCE, MAX_IMAGES, MAX_PROMPT_BYTES, MAX_SEED = 1000, 100.0, 64, 16_384, 2**63 - 1
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What one call of the pipeline renders; names and defaults are those of diffusers' `StableDiffusion3Pipeline`.
+
+    prompt and the other texts: one per prompt (a tuple), or None where `prompt_embeds` are given. prompt_2 and prompt_3
+    go to CLIP-G and T5 (default: prompt). height, width: pixels, None for the model's own size. Image i of a request
+    draws its noise from `seed + i`.
+    """
+
+    prompt: tuple[str, ...] | None
+    prompt_2: tuple[str, ...] | None = None
+    prompt_3: tuple[str, ...] | None = None
+    negative_prompt: tuple[str, ...] | None = None
+    negative_prompt_2: tuple[str, ...] | None = None
+    negative_prompt_3: tuple[str, ...] | None = None
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int = 28
+    guidance_scale: float = 7.0
+    num_images_per_prompt: int = 1
+    seed: int = 0
+    strength: float = 0.6
+    max_sequence_length: int = 256
+
+    def __post_init__(self) -> None:
+        _check_whole("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        _check_whole("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
+        _check_whole("seed", self.seed, 0, MAX_SEED)
+        _check_whole("max_sequence_length", self.max_sequence_length, 1, 512)
+        _check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
+        _check_number("strength", self.strength, 0.0, 1.0)
+        for name in ("height", "width"):
+            if getattr(self, name) is not None:
+                _check_whole(name, getattr(self, name), 1, 1 << 16)
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        count = None if self.prompt is None else len(self.prompt)
+        require(count is None or 1 <= count <= MAX_IMAGES, "prompt", f"{count} prompts", f"1 to {MAX_IMAGES} prompts")
+        for name in ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3"):
+            for text in getattr(self, name) or ():
+                _check_text(name, text)
+            given = getattr(self, name)
+            require(
+                given is None or count is None or len(given) in (1, count), name, f"{len(given or ())} texts",
+                f"one, or one for each of the {count} prompt(s)",
+            )  # fmt: skip
+
+    @property
+    def guidance(self) -> bool:
+        """Whether unconditional rows are rendered too (diffusers: guidance_scale > 1)."""
+        return self.guidance_scale > 1.0
+
+    def sized(self, model: ModelConfig, scale: int = 8) -> GenerationRequest:
+        """Returns the request with height and width filled in and checked for `model`.
+
+        Args:
+            scale: pixels per latent pixel of the VAE, on each side.
+
+        Raises:
+            ConfigError: a side that is not a multiple of the patch in pixels, or larger than the position table.
+        """
+        own, step = model.sample_size * scale, model.patch_size * scale
+        largest = model.pos_embed_max_size * step
+        sides = {"height": self.height or own, "width": self.width or own}
+        for name, side in sides.items():
+            require(side % step == 0 and side <= largest, name, side, f"multiples of {step} from {step} to {largest}")
+        return dataclasses.replace(self, **sides)
+
+
+def _check_whole(field: str, value: object, low: int, high: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole and low <= value <= high, field, value, f"a whole number from {low} to {high}")  # type: ignore[operator]
+
+
+def _check_number(field: str, value: object, low: float, high: float) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    require(number and low <= value <= high, field, value, f"a number from {low:g} to {high:g}")  # type: ignore[operator]
+
+
+def _check_text(field: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise ConfigError(field, text, "text")
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ConfigError(field, text, "text that UTF-8 can encode (no lone surrogates)") from None
+    require(size <= MAX_PROMPT_BYTES, field, f"{size} bytes", f"at most {MAX_PROMPT_BYTES} bytes of UTF-8")

@@ -1,0 +1,67 @@
+"""Which device the work runs on: Paddle's CPU, its CUDA build (`gpu`), or the CUDA plug-in for the CPU wheel (`nvgpu`)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import paddle
+
+from sd3par.config import require
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device by Paddle's name ("cpu", "gpu:0", "nvgpu:1") and the dtype that models have on it."""
+
+    name: str
+    dtype: str
+
+    @property
+    def kind(self) -> str:
+        """Returns "cpu", "gpu" or "nvgpu"."""
+        return self.name.split(":")[0]
+
+    def activate(self) -> None:
+        """Makes it the device of every tensor made from now on in this process."""
+        paddle.set_device(self.name)
+
+
+def available() -> list[str]:
+    """Returns the kinds of devices that this Paddle can use here, the fastest first."""
+    kinds = []
+    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0:
+        kinds.append("gpu")
+    if "nvgpu" in paddle.device.get_all_custom_device_type():
+        kinds.append("nvgpu")
+    return [*kinds, "cpu"]
+
+
+def choose(dtype: str = "auto", kind: str = "auto") -> Device:
+    """Returns the device to use.
+
+    Args:
+        dtype: "auto" is bfloat16 on GPUs and float32 on the CPU, where nothing else is possible.
+        kind: "auto" is the fastest there is.
+
+    Raises:
+        ConfigError: no such device here, or a dtype that it does not have.
+    """
+    kinds = available()
+    require(kind in ("auto", *kinds), "device", kind, f"auto or one of {', '.join(kinds)} on this machine")
+    kind = kinds[0] if kind == "auto" else kind
+    possible = ("float32",) if kind == "cpu" else DTYPES
+    require(dtype in ("auto", *possible), "dtype", dtype, f"auto or {', '.join(possible)} on {kind}")
+    if dtype == "auto":
+        dtype = "float32" if kind == "cpu" else "bfloat16"
+    return Device(kind if kind == "cpu" else f"{kind}:{local_index()}", dtype)
+
+
+def local_index() -> int:
+    """Returns which of this machine's devices belongs to this process, as Paddle's launcher says."""
+    for name in ("FLAGS_selected_gpus", "FLAGS_selected_nvgpus"):
+        if os.environ.get(name):
+            return int(os.environ[name].split(",")[0])
+    return 0

@@ -1,0 +1,116 @@
+"""What comes before the blocks: patches and their positions, timestep and pooled text, text states."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from sd3par.config import ModelConfig
+from sd3par.layers import Linear, parameter
+
+FREQUENCIES = 256  # size of the sinusoidal timestep embedding, the same in every SD3
+_TORCH_ROUNDS_UP = [12, 106]  # torch 2.13 on x86-64; seen by comparing all 128
+
+
+def patchify(latents: Tensor, patch: int) -> Tensor:
+    """latents: [B, C, h, w] -> [B, (h / p) * (w / p), C * p * p], row by row."""
+    batch, channels, height, width = latents.shape
+    down, across = height // patch, width // patch
+    x = latents.reshape([batch, channels, down, patch, across, patch]).transpose([0, 2, 4, 1, 3, 5])
+    return x.reshape([batch, down * across, channels * patch * patch])
+
+
+def unpatchify(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """x: [B, Ti, C * p * p] -> [B, C, h, w], the inverse of `patchify`; grid: patches down and across."""
+    batch, _, width = x.shape
+    channels = width // patch**2
+    x = x.reshape([batch, grid[0], grid[1], channels, patch, patch]).transpose([0, 3, 1, 4, 2, 5])
+    return x.reshape([batch, channels, grid[0] * patch, grid[1] * patch])
+
+
+class PatchProjection(nn.Layer):
+    """The patch convolution's weight: [D, C, p, p] and bias: [D], applied as a GEMM over this rank's patches only."""
+
+    def __init__(self, channels: int, patch: int, dim: int, dtype: str) -> None:
+        super().__init__()
+        self.weight = parameter(self, [dim, channels, patch, patch], dtype)
+        self.bias = parameter(self, [dim], dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, C * p * p] -> [B, T, D]."""
+        return paddle.matmul(x, self.weight.flatten(1), transpose_y=True) + self.bias
+
+
+class PatchEmbedder(nn.Layer):
+    """Patch projection and the checkpoint's table of positions, pos_embed: [1, max * max, D]."""
+
+    def __init__(self, config: ModelConfig, dtype: str) -> None:
+        super().__init__()
+        self.max_size = config.pos_embed_max_size
+        self.proj = PatchProjection(config.in_channels, config.patch_size, config.dim, dtype)
+        # fp32 whatever the model's dtype: it is added once and rounded after (diffusers does the same).
+        self.pos_embed = parameter(self, [1, self.max_size**2, config.dim], "float32")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, C * p * p] -> [B, T, D], without positions."""
+        return self.proj(x)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Returns [down * across, D], the centre of the table (SD3's crop), fp32."""
+        down, across = grid
+        top, left = (self.max_size - down) // 2, (self.max_size - across) // 2
+        table = self.pos_embed.reshape([self.max_size, self.max_size, -1])
+        return table[top : top + down, left : left + across].flatten(0, 1)
+
+
+class Embedder(nn.Layer):
+    """Two linears with a SiLU between them."""
+
+    def __init__(self, features_in: int, dim: int, dtype: str) -> None:
+        super().__init__()
+        self.linear_1 = Linear(features_in, dim, dtype)
+        self.linear_2 = Linear(dim, dim, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in] -> [..., D]."""
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class TimeTextEmbedder(nn.Layer):
+    """temb: the sum of the embedded timestep and the embedded pooled text."""
+
+    def __init__(self, dim: int, pooled_dim: int, dtype: str) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.timestep_embedder = Embedder(FREQUENCIES, dim, dtype)
+        self.text_embedder = Embedder(pooled_dim, dim, dtype)
+
+    def forward(self, timesteps: Tensor, pooled: Tensor) -> Tensor:
+        """timesteps: [N, R] fp32, pooled: [R, P] -> temb [N, R, D]."""
+        waves = sinusoids(timesteps).astype(self.dtype)  # [N, R, 256]
+        return self.timestep_embedder(waves) + self.text_embedder(pooled)
+
+
+def _frequencies() -> np.ndarray:
+    """Returns [128] fp32, torch's numbers: at t = 1000 one unit in the last place of a frequency moves a cosine by 6e-5.
+
+    The exponent is in fp32, as torch has it, and its exp exactly rounded; torch rounds two of the 128 the other way.
+    """
+    half = FREQUENCIES // 2
+    exponent = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    exact = np.exp(exponent.astype(np.float64)).astype(np.float32)
+    exact[_TORCH_ROUNDS_UP] = np.nextafter(exact[_TORCH_ROUNDS_UP], np.float32(1.0))
+    return exact
+
+
+def sinusoids(timesteps: Tensor) -> Tensor:
+    """timesteps: [...] fp32 -> [..., 256] fp32: cosines, then sines, of 128 frequencies from 1 down to 1e-4."""
+    frequencies = paddle.to_tensor(_frequencies())
+    angles = timesteps.unsqueeze(-1) * frequencies
+    return paddle.concat([paddle.cos(angles), paddle.sin(angles)], axis=-1)
+
+

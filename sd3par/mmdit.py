@@ -1,0 +1,311 @@
+"""The MM-DiT of Stable Diffusion 3 (arXiv 2403.03206), split over mp by heads and over sp by tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from sd3par import kernels
+from sd3par.attention import Attention, SequenceExchange
+from sd3par.config import ModelConfig, ParallelConfig, parse_config
+from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder, patchify, unpatchify
+from sd3par.layers import Linear
+from sd3par.mesh import Mesh
+from sd3par.plan import Tokens, mmdit_source, tokens_for
+from sd3par.weights import Component, fill
+
+
+class Residual(NamedTuple):
+    """A stream of tokens x: [R, T, D] and a branch not yet added to it: the addition waits for the next norm."""
+
+    x: Tensor
+    branch: Tensor | None = None  # [R, T, D]
+    gate: Tensor | None = None  # [R, D], or None for a branch that is gated already
+
+    def modulated(self, scale: Tensor, shift: Tensor) -> tuple[Residual, Tensor]:
+        """scale, shift: [R, D] -> the stream with its branch added, and its modulated norm [R, T, D]."""
+        if self.branch is None:
+            return self, kernels.adaln(self.x, scale, shift)
+        x, normed = kernels.gate_adaln(self.x, self.branch, self.gate, scale, shift)
+        return Residual(x), normed
+
+    def plus(self, branch: Tensor, gate: Tensor | None) -> Residual:
+        """Returns the stream with `branch` to be added; the one before must have been."""
+        return Residual(self.x, branch, gate)
+
+
+class Layout(NamedTuple):
+    """Which tokens this sp rank holds."""
+
+    image: Tokens
+    context: Tokens
+
+
+class FeedForward(nn.Layer):
+    """Two linears with a tanh-GELU between them, up by columns and down by rows."""
+
+    def __init__(self, dim: int, mp: int, dtype: str) -> None:
+        super().__init__()
+        self.up = Linear(dim, 4 * dim // mp, dtype)
+        self.down = Linear(4 * dim // mp, dim, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [R, T, D] -> this mp rank's part of the sum, [R, T, D]."""
+        return self.down(F.gelu(self.up(x), approximate=True))
+
+
+class Modulation(nn.Layer):
+    """The linear of an adaLN, by columns; its input is silu(temb). Computed for all steps before the loop."""
+
+    def __init__(self, dim: int, count: int, mp: int, dtype: str) -> None:
+        super().__init__()
+        self.count = count
+        self.linear = Linear(dim, count * dim // mp, dtype)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """condition: [N, R, D] -> this mp rank's columns, [N, R, count * D / mp]."""
+        return self.linear(condition)
+
+
+class JointBlock(nn.Layer):
+    """One block: joint attention of both streams (and one of the image alone in a dual block), then two MLPs.
+
+    The last block has no text output. Two sums over mp, each of both streams in one buffer.
+    """
+
+    def __init__(self, config: ModelConfig, index: int, mesh: Mesh, dtype: str) -> None:
+        super().__init__()
+        dim, mp, norm = config.dim, mesh.mp.size, config.qk_norm is not None
+        heads, head_dim = config.num_attention_heads // mp, config.attention_head_dim
+        self.mesh, self.exchange = mesh, SequenceExchange(mesh)
+        self.last = index == config.num_layers - 1
+        dual = index in config.dual_attention_layers
+        self.norm1 = Modulation(dim, 9 if dual else 6, mp, dtype)
+        self.norm1_context = Modulation(dim, 2 if self.last else 6, mp, dtype)
+        self.attn = Attention(dim, heads, head_dim, dtype, norm, context=True, context_out=not self.last)
+        self.attn2 = Attention(dim, heads, head_dim, dtype, norm, context=False, context_out=False) if dual else None
+        self.ff = FeedForward(dim, mp, dtype)
+        self.ff_context = None if self.last else FeedForward(dim, mp, dtype)
+
+    def forward(
+        self, image: Residual, context: Residual, mod: Tensor, mod_context: Tensor, layout: Layout
+    ) -> tuple[Residual, Residual]:
+        """image: [R, ti, D], context: [R, tc, D], mod: [R, 6 or 9, D], mod_context: [R, 6 or 2, D] -> both streams."""
+        if self.last:  # AdaLayerNormContinuous: scale first
+            scale_c, shift_c = mod_context.unbind(1)
+        else:
+            shift_c, scale_c, gate_c, shift_c2, scale_c2, gate_c2 = mod_context.unbind(1)
+        shift, scale, gate, shift2, scale2, gate2, *dual = mod.unbind(1)
+
+        image, x = image.modulated(scale, shift)
+        context, c = context.modulated(scale_c, shift_c)
+        if self.attn2 is None:
+            x, c = self._reduce(*self._attend(x, c, layout))
+            image = image.plus(x, gate)
+        else:
+            shift_d, scale_d, gate_d = dual
+            x2 = kernels.adaln(image.x, scale_d, shift_d)
+            x, c = self._reduce(*self._attend_dual(x, x2, c, gate, gate_d, layout))
+            image = image.plus(x, None)
+
+        image, x = image.modulated(scale2, shift2)
+        if self.last:
+            x, _ = self._reduce(self.ff(x), None)
+            return image.plus(x, gate2), context
+        context, c = context.plus(c, gate_c).modulated(scale_c2, shift_c2)
+        x, c = self._reduce(self.ff(x), self.ff_context(c))
+        return image.plus(x, gate2), context.plus(c, gate_c2)
+
+    def _attend(self, x: Tensor, c: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
+        """x: [R, ti, D], c: [R, tc, D] -> this mp rank's parts of the sums, [R, ti, D] and [R, tc, D]."""
+        segments = [self.attn.heads_of_image(x), self.attn.heads_of_context(c)]
+        heads = self.exchange.to_heads(segments, list(layout))
+        y = kernels.attention(paddle.concat(heads, axis=1))  # [R, Ti + Tc, inner / sp]
+        split = y.split([layout.image.total, layout.context.total], axis=1)
+        x, c = self.exchange.to_tokens(split, list(layout))
+        return self.attn.to_out(x), self._context_out(c)
+
+    def _attend_dual(
+        self, x: Tensor, x2: Tensor, c: Tensor, gate: Tensor, gate2: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor | None]:
+        """Both attentions of a dual block in one exchange; the image's parts come gated and added: one sum for both."""
+        tokens = [layout.image, layout.context, layout.image]
+        segments = [self.attn.heads_of_image(x), self.attn.heads_of_context(c), self.attn2.heads_of_image(x2)]
+        *joint, alone = self.exchange.to_heads(segments, tokens)
+        y = kernels.attention(paddle.concat(joint, axis=1))
+        split = y.split([layout.image.total, layout.context.total], axis=1)
+        x, c, x2 = self.exchange.to_tokens([*split, kernels.attention(alone)], tokens)
+        x = gate.unsqueeze(1) * self.attn.to_out(x) + gate2.unsqueeze(1) * self.attn2.to_out(x2)
+        return x, self._context_out(c)
+
+    def _context_out(self, c: Tensor) -> Tensor | None:
+        return None if self.last else self.attn.to_add_out(c)
+
+    def _reduce(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Sums both streams over mp, in one buffer."""
+        if self.mesh.mp.size == 1:
+            return x, c
+        if c is None:
+            return self.mesh.all_reduce(self.mesh.mp, x), None
+        both = self.mesh.all_reduce(self.mesh.mp, paddle.concat([x, c], axis=1))
+        return tuple(both.split([x.shape[1], c.shape[1]], axis=1))
+
+
+class Conditions(NamedTuple):
+    """What is constant over the steps of one request, computed once before the loop.
+
+    context: [R, tc, D], this sp rank's text tokens; positions: [ti, D] fp32; modulations: [N, R, k, D] for each adaLN, in
+    the order of `MMDiT.modulated_layers`.
+    """
+
+    context: Tensor
+    positions: Tensor
+    modulations: list[Tensor]
+    layout: Layout
+
+
+class MMDiT(nn.Layer):
+    """Noise prediction of SD3 for latents and text states.
+
+    Args:
+        config: the model's shape.
+        mesh: the processes that share the work.
+        dtype: of weights and activations.
+
+    Raises:
+        ConfigError: the heads do not divide over mp * sp.
+    """
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> None:
+        super().__init__()
+        config.check_mesh(ParallelConfig(mesh.dp.size, mesh.mp.size, mesh.sp.size))
+        self.config, self.mesh, self.dtype = config, mesh, dtype
+        self.pos_embed = PatchEmbedder(config, dtype)
+        self.time_text_embed = TimeTextEmbedder(config.dim, config.pooled_projection_dim, dtype)
+        self.context_embedder = Linear(config.joint_attention_dim, config.dim, dtype)
+        self.transformer_blocks = nn.LayerList([JointBlock(config, i, mesh, dtype) for i in range(config.num_layers)])
+        self.norm_out = Modulation(config.dim, 2, mesh.mp.size, dtype)
+        self.proj_out = Linear(config.dim, config.patch_size**2 * config.channels_out, dtype)
+
+    @classmethod
+    def load(cls, component: Component, dtype: str, mesh: Mesh) -> MMDiT:
+        """Returns the model of a checkpoint's `transformer` component, each rank reading its slices.
+
+        Raises:
+            ConfigError, CheckpointError: config or tensors do not fit.
+        """
+        config = parse_config(ModelConfig, component.config, component.where)
+        model = cls(config, mesh, dtype)
+        model.eval()
+        fill(model, component.checkpoint, mmdit_source, part=(mesh.mp.rank, mesh.mp.size))
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, dtype: str = "auto", parallel: ParallelConfig = ParallelConfig()
+    ) -> MMDiT:
+        """Returns the model in `path`: a diffusers `transformer/` folder or whatever SD3Pipeline takes.
+
+        Raises:
+            ConfigError, CheckpointError: what is asked for is not possible, or the files do not fit.
+        """
+        from sd3par import device
+        from sd3par.weights import open_transformer
+
+        component = open_transformer(path)
+        parse_config(ModelConfig, component.config, component.where).check_mesh(parallel)
+        name = device.choose(dtype)
+        return cls.load(component, name.dtype, Mesh.from_env(parallel))
+
+    def modulated_layers(self) -> list[Modulation]:
+        """Returns every adaLN's linear: two a block (image, text), then the output's."""
+        pairs = [(block.norm1, block.norm1_context) for block in self.transformer_blocks]
+        return [layer for pair in pairs for layer in pair] + [self.norm_out]
+
+    def prepare(self, context: Tensor, pooled: Tensor, timesteps: Tensor, grid: tuple[int, int]) -> Conditions:
+        """Computes what no step changes.
+
+        context: [R, Tc, J] and pooled: [R, P], text states of this dp rank's rows; timesteps: [N, R] fp32, of every
+        step; grid: patches down and across.
+        """
+        sp = self.mesh.sp
+        layout = Layout(tokens_for(sp.rank, sp.size, grid[0] * grid[1]), tokens_for(sp.rank, sp.size, context.shape[1]))
+        temb = self.time_text_embed(timesteps, pooled)  # [N, R, D]
+        return Conditions(
+            context=shard(self.context_embedder(context), layout.context),
+            positions=shard(self.pos_embed.positions(grid).unsqueeze(0), layout.image)[0],
+            modulations=self._modulations(F.silu(temb)),
+            layout=layout,
+        )
+
+    def _modulations(self, condition: Tensor) -> list[Tensor]:
+        """condition: [N, R, D] -> [N, R, k, D] of every adaLN; under mp each rank computes columns, gathered once."""
+        layers = self.modulated_layers()
+        parts = [layer(condition) for layer in layers]
+        steps, rows, dim = condition.shape
+        if self.mesh.mp.size > 1:
+            joined = self.mesh.all_gather(self.mesh.mp, paddle.concat(parts, axis=-1))  # [mp, N, R, sum]
+            joined = joined.transpose([1, 2, 0, 3])
+            parts = joined.split([part.shape[-1] for part in parts], axis=-1)
+        return [part.reshape([steps, rows, layer.count, dim]) for part, layer in zip(parts, layers, strict=True)]
+
+    def step(self, latents: Tensor, conditions: Conditions, index: int) -> Tensor:
+        """Predicts the noise of step `index` on this rank's tokens.
+
+        latents: [B, ti, C * p * p], patches of this sp rank; the B images are repeated where the conditions hold 2B
+        rows (unconditional, then conditional). Returns [R, ti, C * p * p], R the rows of the conditions.
+        """
+        x = self.pos_embed(latents.astype(self.dtype)).astype("float32") + conditions.positions
+        x = x.astype(self.dtype)
+        rows = conditions.context.shape[0]
+        if rows != x.shape[0]:
+            x = paddle.concat([x] * (rows // x.shape[0]), axis=0)
+        image, context = Residual(x), Residual(conditions.context)
+        mods = [modulation[index] for modulation in conditions.modulations]
+        for i, block in enumerate(self.transformer_blocks):
+            image, context = block(image, context, mods[2 * i], mods[2 * i + 1], conditions.layout)
+        scale, shift = mods[-1].unbind(1)  # AdaLayerNormContinuous: scale first
+        _, x = image.modulated(scale, shift)
+        return self._reorder(self.proj_out(x))
+
+    def _reorder(self, x: Tensor) -> Tensor:
+        """[R, ti, p * p * C], as proj_out gives it -> [R, ti, C * p * p], as the patch embedding takes it."""
+        rows, tokens, _ = x.shape
+        area, channels = self.config.patch_size**2, self.config.channels_out
+        return x.reshape([rows, tokens, area, channels]).transpose([0, 1, 3, 2]).reshape([rows, tokens, -1])
+
+    def forward(self, latents: Tensor, context: Tensor, pooled: Tensor, timestep: Tensor) -> Tensor:
+        """Predicts the noise of a whole batch; every rank passes and gets all rows.
+
+        latents: [R, C, H/8, W/8], context: [R, Tc, J], pooled: [R, P], timestep: [R] -> [R, C, H/8, W/8].
+        """
+        dp, p = self.mesh.dp, self.config.patch_size
+        share = latents.shape[0] // dp.size
+        mine = slice(dp.rank * share, (dp.rank + 1) * share)
+        grid = (latents.shape[2] // p, latents.shape[3] // p)
+        times = timestep[mine].astype("float32").unsqueeze(0)
+        conditions = self.prepare(context[mine].astype(self.dtype), pooled[mine].astype(self.dtype), times, grid)
+        tokens = shard(patchify(latents[mine], p), conditions.layout.image)
+        x = self.step(tokens, conditions, 0)
+        x = self.gather_tokens(x, conditions.layout.image)
+        x = self.mesh.all_gather(dp, x).flatten(0, 1)  # [R, Ti, C * p * p]
+        return unpatchify(x, grid, p)
+
+    def gather_tokens(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """x: [R, ti, W] of this sp rank -> [R, Ti, W] of all."""
+        if self.mesh.sp.size == 1:
+            return x
+        parts = self.mesh.all_gather(self.mesh.sp, x)  # [sp, R, ti, W]
+        return paddle.concat(parts.unbind(0), axis=1)[:, : tokens.total]
+
+
+def shard(x: Tensor, tokens: Tokens) -> Tensor:
+    """x: [R, T, W] -> this sp rank's tokens [R, size, W], zeros behind the last one."""
+    mine = x[:, tokens.start : tokens.stop]
+    if tokens.padding == 0:
+        return mine
+    return paddle.concat([mine, paddle.zeros([x.shape[0], tokens.padding, x.shape[2]], dtype=x.dtype)], axis=1)

@@ -1,0 +1,33 @@
+"""A checkpoint in memory, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import paddle
+
+from tests.arrays import weight
+
+
+class ArrayCheckpoint:
+    """Tensors from numpy arrays; `reads` lists (name, bytes) of every read."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], where: str = "arrays") -> None:
+        self.arrays, self.where = dict(arrays), where
+        self.reads: list[tuple[str, int]] = []
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], where: str = "arrays") -> ArrayCheckpoint:
+        """Deterministic weights for every name of `shapes` (tests.arrays.weight)."""
+        return cls({name: weight(name, tuple(shape)) for name, shape in shapes.items()}, where)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns name -> shape."""
+        return {name: array.shape for name, array in self.arrays.items()}
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> paddle.Tensor:
+        """Returns tensor `name` or its part."""
+        array = np.ascontiguousarray(self.arrays[name][index])
+        self.reads.append((name, array.nbytes))
+        return paddle.to_tensor(array)
