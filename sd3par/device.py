@@ -65,3 +65,9 @@ def local_index() -> int:
         if os.environ.get(name):
             return int(os.environ[name].split(",")[0])
     return 0
+
+
+def synchronize() -> None:
+    """Waits until the device has done all that was asked of it."""
+    if not paddle.get_device().startswith("cpu"):
+        paddle.device.synchronize()

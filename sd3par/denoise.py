@@ -1,0 +1,101 @@
+"""The loop: what is constant is computed once, then one prediction and one Euler step per timestep.
+
+Latents stay patches of this sp rank's tokens and this dp rank's images from the first step to the last, so that a step
+sends nothing but what attention, the sums over mp and the guidance pair need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from sd3par import kernels
+from sd3par.embeddings import patchify, unpatchify
+from sd3par.errors import Cancelled
+from sd3par.guidance import halves
+from sd3par.mesh import Mesh
+from sd3par.mmdit import Conditions, MMDiT, shard
+from sd3par.plan import Rows
+from sd3par.scheduler import Schedule
+from sd3par.text import TextStates
+
+OnStep = Callable[[int, float, Tensor], "Tensor | None"]
+
+
+class Denoiser:
+    """One request's loop on this rank.
+
+    Args:
+        model: the MM-DiT.
+        rows: this dp rank's rows.
+        text: states of these rows (guidance.text_rows).
+        plan: timesteps and sigmas.
+        size: latent height and width.
+    """
+
+    def __init__(self, model: MMDiT, rows: Rows, text: TextStates, plan: Schedule, size: tuple[int, int]) -> None:
+        self.model, self.mesh, self.rows, self.plan = model, model.mesh, rows, plan
+        self.patch = model.config.patch_size
+        self.grid = (size[0] // self.patch, size[1] // self.patch)
+        timesteps = np.repeat(plan.timesteps[:, None], text.pooled.shape[0], axis=1)  # [N, R]
+        context, pooled = text.context.astype(model.dtype), text.pooled.astype(model.dtype)
+        self.conditions: Conditions = model.prepare(context, pooled, paddle.to_tensor(timesteps), self.grid)
+        self.deltas = paddle.to_tensor(np.diff(plan.sigmas))  # [N] fp32
+
+    def run(
+        self, latents: Tensor, guidance_scale: float, ticks: Iterable[int], on_step: OnStep | None = None
+    ) -> Tensor:
+        """Denoises `latents: [B, C, h, w]` fp32 (all images, the same on every rank) and returns all images' latents.
+
+        Args:
+            ticks: iterates over 0 .. N - 1, as a progress bar does.
+            on_step: called on every rank after each step with (index, timestep, all latents [B, C, h, w]); may return
+                latents to go on with, or raise Cancelled to stop after this step (on all ranks).
+        """
+        tokens = self.scatter(latents)
+        for index in ticks:
+            tokens = self.step(tokens, guidance_scale, index)
+            if on_step is not None:
+                tokens, stop = self._report(tokens, index, on_step)
+                if stop:
+                    break
+        return self.gather(tokens)
+
+    def step(self, tokens: Tensor, guidance_scale: float, index: int) -> Tensor:
+        """tokens: [B', ti, W] fp32 of this rank -> the same after step `index`."""
+        prediction = self.model.step(tokens, self.conditions, index)
+        uncond, cond = halves(prediction, self.rows, self.mesh)
+        return kernels.guidance_euler(tokens, uncond, cond, guidance_scale, self.deltas[index])
+
+    def scatter(self, latents: Tensor) -> Tensor:
+        """latents: [B, C, h, w] -> this rank's images and tokens [B', ti, W]."""
+        images = latents[self.rows.images.start : self.rows.images.stop]
+        return shard(patchify(images, self.patch), self.conditions.layout.image)
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        """tokens: [B', ti, W] of this rank -> all latents [B, C, h, w] on every rank."""
+        whole = self.model.gather_tokens(tokens, self.conditions.layout.image)
+        every = self.mesh.all_gather(self.mesh.dp, whole)  # [dp, B', Ti, W]
+        if self.rows.split:  # both ranks of a pair hold the same images
+            every = every[::2]
+        return unpatchify(every.flatten(0, 1), self.grid, self.patch)
+
+    def _report(self, tokens: Tensor, index: int, on_step: OnStep) -> tuple[Tensor, bool]:
+        """Returns the tokens to go on with and whether a rank asked to stop: all stop at the same step."""
+        stop = False
+        try:
+            changed = on_step(index, float(self.plan.timesteps[index]), self.gather(tokens))
+            tokens = tokens if changed is None else self.scatter(changed.astype("float32"))
+        except Cancelled:
+            stop = True
+        return tokens, agree(self.mesh, stop)
+
+
+def agree(mesh: Mesh, flag: bool) -> bool:
+    """Returns whether any process of the mesh passed True."""
+    if mesh.world.size == 1:
+        return flag
+    return bool(mesh.all_reduce(mesh.world, paddle.to_tensor([float(flag)])).item() > 0)

@@ -1,0 +1,144 @@
+"""What a request may bring besides numbers and texts, and the checks at the door that need no weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig, parse_config, require
+from sd3par.errors import ConfigError
+from sd3par.plan import Rows, rows_for
+from sd3par.scheduler import SchedulerConfig, schedule
+from sd3par.text import TextStates
+from sd3par.vae import VAEConfig
+from sd3par.weights import ModelFiles
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """Text states of n prompts from outside; the negative ones may be left to the text encoders."""
+
+    prompt: Tensor  # [n, Tc, J]
+    pooled: Tensor  # [n, P]
+    negative: Tensor | None = None  # [n, Tc, J]
+    negative_pooled: Tensor | None = None  # [n, P]
+
+    @classmethod
+    def of(cls, prompt: Any, pooled: Any, negative: Any, negative_pooled: Any) -> PromptEmbeds | None:
+        """Returns the four arguments of diffusers' pipeline as one value, None if none was given.
+
+        Raises:
+            ConfigError: one of a pair is missing, or something is not an array of finite numbers.
+        """
+        names = ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
+        arrays = [_array(name, value) for name, value in zip(names, (prompt, pooled, negative, negative_pooled))]
+        if all(array is None for array in arrays):
+            return None
+        for first, second in ((0, 1), (1, 0), (2, 3), (3, 2)):
+            both = arrays[first] is None or arrays[second] is not None
+            require(both, names[second], None, f"an array: {names[first]} is given")
+        require(arrays[0] is not None, names[0], None, f"an array: {names[2]} is given")
+        return cls(*arrays)  # type: ignore[arg-type]
+
+    def check(self, request: GenerationRequest, model: ModelConfig) -> None:
+        """Raises ConfigError where the shapes do not fit the model or each other, or prompts are given as well."""
+        require(request.prompt is None, "prompt", request.prompt, "nothing: prompt_embeds are given")
+        count, tokens = self.prompt.shape[0], self.prompt.shape[1]
+        want = {
+            "prompt_embeds": (self.prompt, [count, tokens, model.joint_attention_dim]),
+            "pooled_prompt_embeds": (self.pooled, [count, model.pooled_projection_dim]),
+            "negative_prompt_embeds": (self.negative, [count, tokens, model.joint_attention_dim]),
+            "negative_pooled_prompt_embeds": (self.negative_pooled, [count, model.pooled_projection_dim]),
+        }
+        for name, (array, shape) in want.items():
+            fits = array is None or list(array.shape) == shape
+            require(fits, name, f"shape {None if array is None else list(array.shape)}", f"shape {shape}")
+
+    def states(self, rows: Rows, per_prompt: int, negative: bool) -> TextStates | None:
+        """Returns one row per image of this rank, of one half, or None where that half was not given."""
+        context, pooled = (self.negative, self.negative_pooled) if negative else (self.prompt, self.pooled)
+        if context is None or pooled is None:
+            return None
+        index = paddle.to_tensor([image // per_prompt for image in rows.images], dtype="int64")
+        return TextStates(context.index_select(index, 0), pooled.index_select(index, 0))
+
+
+def _array(name: str, value: Any) -> Tensor | None:
+    """Returns an array of finite numbers as a tensor."""
+    if value is None:
+        return None
+    try:
+        array = value.astype("float32").numpy() if isinstance(value, Tensor) else np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise ConfigError(name, type(value).__name__, "a Paddle tensor or numpy array") from None
+    require(array.ndim >= 2 and array.size > 0, name, f"shape {list(array.shape)}", "at least two axes, none empty")
+    require(bool(np.isfinite(array).all()), name, "NaN or infinity", "finite numbers")
+    return paddle.to_tensor(array)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """image: path, PIL image or array for image-to-image. latents: [B, C, h, w] to start from in place of noise.
+
+    embeds: text states in place of prompts. sigmas: one per step, in place of the scheduler's.
+    """
+
+    image: Any = None
+    latents: Any = None
+    embeds: PromptEmbeds | None = None
+    sigmas: tuple[float, ...] | None = None
+
+    def count(self, request: GenerationRequest) -> int:
+        """Returns B, the number of images: prompts times images per prompt."""
+        prompts = len(request.prompt or ()) if self.embeds is None else self.embeds.prompt.shape[0]
+        return prompts * request.num_images_per_prompt
+
+    def strength(self, request: GenerationRequest) -> float:
+        """Returns the part of the schedule that runs: all of it without an image."""
+        return 1.0 if self.image is None else request.strength
+
+    def start(self, shape: tuple[int, ...]) -> Tensor | None:
+        """Returns the given latents as [B, C, h, w] fp32, or None.
+
+        Raises:
+            ConfigError: another shape, or numbers that are not finite.
+        """
+        latents = _array("latents", self.latents)
+        if latents is not None:
+            require(tuple(latents.shape) == shape, "latents", f"shape {list(latents.shape)}", f"shape {list(shape)}")
+        return latents
+
+
+def preflight(
+    files: ModelFiles, request: GenerationRequest, parallel: ParallelConfig, inputs: Inputs = Inputs()
+) -> GenerationRequest:
+    """Checks all that needs no weights, alike on every rank; returns the request with the model's size filled in.
+
+    Raises:
+        ConfigError, CheckpointError: what is asked for is not possible with this model on this mesh.
+    """
+    model = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
+    vae = VAEConfig.parse(files.vae.config, files.vae.where)
+    model.check_mesh(parallel)
+    request = request.sized(model, vae.scale_factor)
+    if inputs.embeds is not None:
+        inputs.embeds.check(request, model)
+    else:
+        require(request.prompt is not None, "prompt", None, "a text, or prompt_embeds and pooled_prompt_embeds")
+    _check_encoders(files, request, inputs)
+    require(inputs.image is None or inputs.latents is None, "latents", "an array", "nothing: image is given")
+    rows_for(0, parallel.dp, inputs.count(request), request.guidance)
+    config = SchedulerConfig.parse(files.scheduler, "scheduler")
+    schedule(config, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
+    return request
+
+
+def _check_encoders(files: ModelFiles, request: GenerationRequest, inputs: Inputs) -> None:
+    given = inputs.embeds is not None and (inputs.embeds.negative is not None or not request.guidance)
+    if files.text_encoder is None and not given:
+        allowed = "prompt_embeds and pooled_prompt_embeds (with guidance the negative ones too)"
+        raise ConfigError("prompt", request.prompt, f"{allowed}: {files.name} has no text encoders")

@@ -1,0 +1,276 @@
+"""The sentence: encode -> noise -> denoise -> decode -> images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from PIL import Image
+from tqdm import tqdm
+
+from sd3par import images, weights
+from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig, parse_config, require
+from sd3par.denoise import Denoiser, OnStep
+from sd3par.device import Device, choose, synchronize
+from sd3par.errors import Cancelled, ConfigError
+from sd3par.guidance import text_rows
+from sd3par.inputs import Inputs, PromptEmbeds, preflight
+from sd3par.mesh import Mesh
+from sd3par.mmdit import MMDiT
+from sd3par.noise import noise
+from sd3par.plan import Rows, rows_for
+from sd3par.scheduler import Schedule, SchedulerConfig, add_noise, schedule
+from sd3par.text import TextEncoders, TextStates
+from sd3par.vae import VAE
+from sd3par.watchdog import Watchdog
+
+ENGINES = ("auto", "eager")
+OUTPUT_TYPES = ("pil", "np", "latent")
+StepCallback = Callable[["SD3Pipeline", int, float, dict[str, Tensor]], "dict[str, Tensor] | None"]
+
+
+@dataclass(frozen=True)
+class GenerationOutput:
+    """images: B of PIL, or one array [B, H, W, 3] fp32 from 0 to 1 ("np"), or latents [B, C, h, w] ("latent").
+
+    timings: seconds of "encode", "denoise" and "decode" on this rank; "denoise" holds noise and everything that is
+    computed once before the loop.
+    """
+
+    images: Any
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+class SD3Pipeline:
+    """Stable Diffusion 3 on a mesh of processes; every rank makes the same calls and gets the same images."""
+
+    def __init__(
+        self, files: weights.ModelFiles, transformer: MMDiT, vae: VAE, text: TextEncoders | None, mesh: Mesh,
+        parallel: ParallelConfig,
+    ) -> None:  # fmt: skip
+        self.files, self.transformer, self.vae, self.text = files, transformer, vae, text
+        self.mesh, self.parallel = mesh, parallel
+        self.scheduler = SchedulerConfig.parse(files.scheduler, "scheduler")
+        self.interrupt = False
+        self.watchdog: Watchdog | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        dtype: str = "auto",
+        parallel: ParallelConfig = ParallelConfig(),
+        engine: str = "auto",
+        text_encoder_3: bool = True,
+        tokenizers: str | Path | None = None,
+        device: str = "auto",
+    ) -> SD3Pipeline:
+        """Returns a pipeline; in a world of several processes each of them calls this.
+
+        Args:
+            path: "tiny" (bundled), a diffusers or Paddle-layout folder, or a single .safetensors file.
+            dtype: "auto" is bfloat16 on GPUs, float32 on the CPU.
+            engine: "auto" or "eager".
+            text_encoder_3: False drops T5 (its tokens are zeros then, as in diffusers).
+            tokenizers: folder with tokenizer, tokenizer_2 and tokenizer_3, which single files do not hold.
+
+        Raises:
+            ConfigError, CheckpointError: what is asked for is not possible, or the files do not fit.
+            RankFailure: the other processes did not come up.
+        """
+        require(engine in ENGINES, "engine", engine, " or ".join(ENGINES))
+        target = choose(dtype, device)
+        files = weights.open_model(path, tokenizers, text_encoder_3)
+        parse_config(ModelConfig, files.transformer.config, files.transformer.where).check_mesh(parallel)
+        target.activate()
+        mesh = Mesh.from_env(parallel)
+        watchdog = Watchdog.start(mesh)
+        with watchdog.told_of_errors():
+            pipe = cls.load(files, target, mesh, parallel)
+        pipe.watchdog = watchdog
+        return pipe
+
+    @classmethod
+    def load(cls, files: weights.ModelFiles, target: Device, mesh: Mesh, parallel: ParallelConfig) -> SD3Pipeline:
+        """Reads the weights of opened files, each rank its slices of the transformer."""
+        transformer = MMDiT.load(files.transformer, target.dtype, mesh)
+        vae = VAE.load(files.vae, target.dtype)
+        text = TextEncoders.load(files, target.dtype) if files.text_encoder is not None else None
+        return cls(files, transformer, vae, text, mesh, parallel)
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        prompt_3: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 28,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 7.0,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        negative_prompt_3: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int = 0,
+        image: Any = None,
+        strength: float = 0.6,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        max_sequence_length: int = 256,
+        progress: bool = True,
+        **unsupported: Any,
+    ) -> GenerationOutput:
+        """Renders images; names and defaults are those of diffusers' `StableDiffusion3Pipeline`.
+
+        Args:
+            prompt: a text or a list; prompt_2 and prompt_3 go to CLIP-G and T5, default: prompt.
+            seed: image i of the call equals what diffusers draws with `torch.Generator("cpu").manual_seed(seed + i)`.
+            image: path, PIL image or array to start from (image-to-image); strength: how much of it to replace.
+            latents: [B, C, h, w], in place of noise. prompt_embeds: [n, Tc, J] and pooled_prompt_embeds: [n, P], in
+                place of prompts.
+            output_type: "pil", "np" or "latent".
+            callback_on_step_end: called on every rank as (pipe, step, timestep, {"latents": [B, C, h, w]}); may return
+                {"latents": ...}; setting `pipe.interrupt = True` in it stops the loop on all ranks.
+
+        Raises:
+            ConfigError: something is out of range, or an argument of diffusers' that is not supported.
+        """
+        for name in unsupported:
+            raise ConfigError(name, unsupported[name], "no such argument here (generator: use seed; see the docstring)")
+        given = (prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds)
+        request = GenerationRequest(
+            prompt=_texts(prompt), prompt_2=_texts(prompt_2), prompt_3=_texts(prompt_3), height=height, width=width,
+            negative_prompt=_texts(negative_prompt), negative_prompt_2=_texts(negative_prompt_2),
+            negative_prompt_3=_texts(negative_prompt_3), num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, num_images_per_prompt=num_images_per_prompt, seed=seed, strength=strength,
+            max_sequence_length=max_sequence_length,
+        )  # fmt: skip
+        embeds = PromptEmbeds.of(*given)
+        inputs = Inputs(image, latents, embeds, None if sigmas is None else tuple(sigmas))
+        return self.generate(request, inputs, output_type, callback_on_step_end, progress)
+
+    @paddle.no_grad()
+    def generate(
+        self,
+        request: GenerationRequest,
+        inputs: Inputs = Inputs(),
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        progress: bool = True,
+    ) -> GenerationOutput:
+        """Renders a request; see `__call__`."""
+        require(output_type in OUTPUT_TYPES, "output_type", output_type, ", ".join(OUTPUT_TYPES))
+        request = preflight(self.files, request, self.parallel, inputs)
+        count = inputs.count(request)
+        rows = rows_for(self.mesh.dp.rank, self.mesh.dp.size, count, request.guidance)
+        seconds: dict[str, float] = {}
+        self.interrupt = False
+        with timed(seconds, "encode"):
+            text = self._encode(request, inputs, rows)
+        with timed(seconds, "denoise"):
+            plan = self._plan(request, inputs)
+            start = self._start(request, inputs, count, plan)
+            denoiser = Denoiser(self.transformer, rows, text, plan, (start.shape[2], start.shape[3]))
+            with self._ticks(plan, progress) as ticks:
+                latents = denoiser.run(start, request.guidance_scale, ticks, self._on_step(callback_on_step_end))
+        with timed(seconds, "decode"):
+            result = self._decode(latents, output_type)
+        return GenerationOutput(result, seconds)
+
+    def _encode(self, request: GenerationRequest, inputs: Inputs, rows: Rows) -> TextStates:
+        """Returns the states of this dp rank's rows only."""
+        if rows.guidance in ("both", "uncond"):
+            uncond = self._half(request, inputs, rows, negative=True)
+        if rows.guidance == "uncond":
+            return uncond
+        cond = self._half(request, inputs, rows, negative=False)
+        return text_rows(rows, cond, uncond if rows.guidance == "both" else None)
+
+    def _half(self, request: GenerationRequest, inputs: Inputs, rows: Rows, negative: bool) -> TextStates:
+        """Returns the states of this rank's unconditional or conditional rows, one per image."""
+        if inputs.embeds is not None:
+            states = inputs.embeds.states(rows, request.num_images_per_prompt, negative)
+            if states is not None:
+                return states
+        kind = "negative_prompt" if negative else "prompt"
+        first, second, third = (getattr(request, kind + suffix) for suffix in ("", "_2", "_3"))
+        texts = [spread(each or first or ("",), rows, request.num_images_per_prompt) for each in (first, second, third)]
+        return self.text.encode(*texts, request.max_sequence_length, self.transformer.config.joint_attention_dim)
+
+    def _plan(self, request: GenerationRequest, inputs: Inputs) -> Schedule:
+        return schedule(self.scheduler, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
+
+    def _start(self, request: GenerationRequest, inputs: Inputs, count: int, plan: Schedule) -> Tensor:
+        """Returns the latents [B, C, h, w] fp32 that the loop starts from, the same on every rank."""
+        scale, channels = self.vae.scale_factor, self.transformer.config.in_channels
+        shape = (count, channels, request.height // scale, request.width // scale)
+        given = inputs.start(shape)
+        if given is not None:
+            return given
+        if inputs.image is None:
+            return paddle.to_tensor(noise(shape, request.seed))
+        picture = paddle.to_tensor(images.load_image(inputs.image, request.height, request.width))
+        # diffusers draws the posterior's sample first, then the noise, from one generator per image.
+        drawn = paddle.to_tensor(noise((count, 2 * channels, *shape[2:]), request.seed))
+        posterior, fresh = drawn.chunk(2, axis=1)
+        latents = self.vae.encode(picture.expand([count, *picture.shape[1:]]), posterior)
+        return add_noise(latents, fresh, float(plan.sigmas[0]))
+
+    def _decode(self, latents: Tensor, output_type: str) -> Any:
+        """latents: [B, C, h, w] -> what `output_type` says; one image at a time, to bound memory."""
+        if output_type == "latent":
+            return latents
+        decoded = [self.vae.decode(one).astype("float32").numpy() for one in latents.split(latents.shape[0])]
+        pixels = np.concatenate(decoded)  # [B, 3, H, W]
+        if output_type == "np":
+            return (pixels.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0.0, 1.0)
+        return [Image.fromarray(one) for one in images.to_uint8(pixels)]
+
+    @contextmanager
+    def _ticks(self, plan: Schedule, progress: bool) -> Iterator[Any]:
+        """Yields 0 .. N - 1 behind a progress bar on rank 0."""
+        with tqdm(range(plan.steps), desc="denoise", unit="step", disable=not progress or self.mesh.world.rank != 0) as bar:
+            yield bar
+
+    def _on_step(self, callback: StepCallback | None) -> OnStep | None:
+        if callback is None:
+            return None
+
+        def on_step(index: int, timestep: float, latents: Tensor) -> Tensor | None:
+            changed = callback(self, index, timestep, {"latents": latents}) or {}
+            if self.interrupt:
+                raise Cancelled
+            return changed.get("latents")
+
+        return on_step
+
+
+@contextmanager
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Writes how long the block took, device work included, to `seconds[part]`."""
+    start = time.perf_counter()
+    yield
+    synchronize()
+    seconds[part] = time.perf_counter() - start
+
+
+def spread(texts: tuple[str, ...], rows: Rows, per_prompt: int) -> list[str]:
+    """Returns the text of each image of this rank, from one text for all or one per prompt."""
+    return [texts[0] if len(texts) == 1 else texts[image // per_prompt] for image in rows.images]
+
+
+def _texts(given: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return given if given is None else (given,) if isinstance(given, str) else tuple(given)

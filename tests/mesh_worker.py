@@ -1,0 +1,56 @@
+"""One rank of tests/test_mesh.py: compares the MM-DiT on every mesh of this world with diffusers' outputs.
+
+Run: python -m tests.mesh_worker (with the launcher's environment). Prints one JSON line a mesh.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+
+from sd3par.config import ParallelConfig
+from sd3par.mesh import Mesh
+from tests.mmdit_cases import CASES, VARIANTS, key
+from tests.test_mmdit import GOLDEN, checkpoint, model, predict
+
+
+def meshes(world: int) -> list[ParallelConfig]:
+    """Returns every (dp, mp, sp) of this world."""
+    sizes = range(1, world + 1)
+    every = [ParallelConfig(d, m, s) for d in sizes for m in sizes for s in sizes]
+    return [parallel for parallel in every if parallel.world == world]
+
+
+def errors(mesh: Mesh) -> dict[str, float]:
+    """Returns the largest error of each variant and case that this mesh can split."""
+    found = {}
+    for variant in VARIANTS:
+        net = model(variant, mesh)
+        for case in CASES:
+            if case.rows % mesh.dp.size == 0:
+                name = key(variant, case)
+                found[name] = float(np.abs(predict(net, variant, case) - GOLDEN[name]).max())
+    return found
+
+
+def share_of_blocks(mesh: Mesh) -> float:
+    """Returns this rank's bytes of block weights over one process's."""
+    variant = "sd3-medium"
+    mine = sum(p.numel() for name, p in model(variant, mesh).named_parameters() if "transformer_blocks" in name)
+    whole = sum(a.size for name, a in checkpoint(variant).arrays.items() if "transformer_blocks" in name)
+    return float(mine) / whole
+
+
+def main() -> None:
+    """Tests every mesh."""
+    for parallel in meshes(int(os.environ["PADDLE_TRAINERS_NUM"])):
+        mesh = Mesh.from_env(parallel)
+        line = {"mesh": mesh.describe(), "mp": mesh.mp.size, "errors": errors(mesh), "blocks": share_of_blocks(mesh)}
+        print("RESULT", json.dumps(line), flush=True)
+    mesh.barrier()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Every (dp, mp, sp) of 2 and 4 processes gives the noise prediction of one process, on every rank."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests import ranks, tolerances
+
+LARGEST_SHARE = {1: 1.0, 2: 0.52, 4: 0.27}  # of the block weights' bytes, at mp 1, 2 and 4
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("world", "meshes"), [(2, 3), (4, 6)])
+def test_every_mesh_equals_diffusers(world: int, meshes: int) -> None:
+    for printed in ranks.run(world, "tests.mesh_worker"):
+        results = [json.loads(line[7:]) for line in printed.splitlines() if line.startswith("RESULT")]
+        assert len(results) == meshes
+        for result in results:
+            wrong = {name: error for name, error in result["errors"].items() if not error < tolerances.MODULE}
+            assert result["errors"] and not wrong, result["mesh"]
+            assert result["blocks"] <= LARGEST_SHARE[result["mp"]], result["mesh"]
