@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import paddle
 
 from sd3par.config import require
 
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -26,6 +28,8 @@ class Device:
 
     def activate(self) -> None:
         """Makes it the device of every tensor made from now on in this process."""
+        if self.kind == "cpu":
+            keep_freed_memory()
         paddle.set_device(self.name)
 
 
@@ -71,3 +75,15 @@ def synchronize() -> None:
     """Waits until the device has done all that was asked of it."""
     if not paddle.get_device().startswith("cpu"):
         paddle.device.synchronize()
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep what Paddle frees on the CPU, for the rest of the process.
+
+    glibc gives large blocks back to the system, and every tensor of a few MB pays for fresh pages: a softmax over 22 M
+    numbers took 65 ms so and 33 ms without (2 cores, Paddle 3.3.1). Other C libraries have no mallopt; nothing is lost.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
+            mallopt(option, value)

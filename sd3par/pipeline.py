@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import Tensor
 from PIL import Image
@@ -28,8 +27,9 @@ from sd3par.noise import noise
 from sd3par.plan import Rows, rows_for
 from sd3par.scheduler import Schedule, SchedulerConfig, add_noise, schedule
 from sd3par.text import TextEncoders, TextStates
+from sd3par.text.load import load_text
 from sd3par.vae import VAE
-from sd3par.watchdog import Watchdog
+from sd3par.watchdog import TIMEOUT_S, Watchdog
 
 ENGINES = ("auto", "eager")
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -71,6 +71,7 @@ class SD3Pipeline:
         text_encoder_3: bool = True,
         tokenizers: str | Path | None = None,
         device: str = "auto",
+        rank_timeout_s: float = TIMEOUT_S,
     ) -> SD3Pipeline:
         """Returns a pipeline; in a world of several processes each of them calls this.
 
@@ -80,6 +81,7 @@ class SD3Pipeline:
             engine: "auto" or "eager".
             text_encoder_3: False drops T5 (its tokens are zeros then, as in diffusers).
             tokenizers: folder with tokenizer, tokenizer_2 and tokenizer_3, which single files do not hold.
+            rank_timeout_s: how long another process may be silent before this one gives up.
 
         Raises:
             ConfigError, CheckpointError: what is asked for is not possible, or the files do not fit.
@@ -91,7 +93,7 @@ class SD3Pipeline:
         parse_config(ModelConfig, files.transformer.config, files.transformer.where).check_mesh(parallel)
         target.activate()
         mesh = Mesh.from_env(parallel)
-        watchdog = Watchdog.start(mesh)
+        watchdog = Watchdog.start(mesh, rank_timeout_s)
         with watchdog.told_of_errors():
             pipe = cls.load(files, target, mesh, parallel)
         pipe.watchdog = watchdog
@@ -102,7 +104,7 @@ class SD3Pipeline:
         """Reads the weights of opened files, each rank its slices of the transformer."""
         transformer = MMDiT.load(files.transformer, target.dtype, mesh)
         vae = VAE.load(files.vae, target.dtype)
-        text = TextEncoders.load(files, target.dtype) if files.text_encoder is not None else None
+        text = load_text(files, target.dtype)
         return cls(files, transformer, vae, text, mesh, parallel)
 
     def __call__(
@@ -233,10 +235,9 @@ class SD3Pipeline:
         """latents: [B, C, h, w] -> what `output_type` says; one image at a time, to bound memory."""
         if output_type == "latent":
             return latents
-        decoded = [self.vae.decode(one).astype("float32").numpy() for one in latents.split(latents.shape[0])]
-        pixels = np.concatenate(decoded)  # [B, 3, H, W]
+        pixels = paddle.concat([self.vae.decode(one) for one in latents.split(latents.shape[0])])  # [B, 3, H, W]
         if output_type == "np":
-            return (pixels.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0.0, 1.0)
+            return images.to_unit(pixels)
         return [Image.fromarray(one) for one in images.to_uint8(pixels)]
 
     @contextmanager

@@ -5,15 +5,23 @@ Run: python -m tests.mesh_worker (with the launcher's environment). Prints one J
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
 import numpy as np
 
 from sd3par.config import ParallelConfig
+from sd3par.device import choose
+from sd3par.errors import ConfigError
 from sd3par.mesh import Mesh
+from sd3par.pipeline import SD3Pipeline
+from sd3par.weights import open_model
 from tests.mmdit_cases import CASES, VARIANTS, key
+from tests.pipeline_cases import CASES as CASES_TINY
 from tests.test_mmdit import GOLDEN, checkpoint, model, predict
+from tests.test_pipeline import GOLDEN as GOLDEN_TINY
+from tests.test_pipeline import arguments
 
 
 def meshes(world: int) -> list[ParallelConfig]:
@@ -35,6 +43,17 @@ def errors(mesh: Mesh) -> dict[str, float]:
     return found
 
 
+def levels(mesh: Mesh, parallel: ParallelConfig) -> dict[str, int]:
+    """Returns how many 8-bit levels the bundled model's pictures differ from diffusers', where dp can split them."""
+    pipe = SD3Pipeline.load(open_model("tiny"), choose("float32", "cpu"), mesh, parallel)
+    found = {}
+    for name in ("one", "two-prompts", "image-to-image"):
+        with contextlib.suppress(ConfigError):
+            pictures = np.stack([np.asarray(image) for image in pipe(**arguments(CASES_TINY[name])).images])
+            found[name] = int(np.abs(pictures.astype(int) - GOLDEN_TINY[f"{name}/pixels"]).max())
+    return found
+
+
 def share_of_blocks(mesh: Mesh) -> float:
     """Returns this rank's bytes of block weights over one process's."""
     variant = "sd3-medium"
@@ -48,6 +67,7 @@ def main() -> None:
     for parallel in meshes(int(os.environ["PADDLE_TRAINERS_NUM"])):
         mesh = Mesh.from_env(parallel)
         line = {"mesh": mesh.describe(), "mp": mesh.mp.size, "errors": errors(mesh), "blocks": share_of_blocks(mesh)}
+        line["levels"] = levels(mesh, parallel)
         print("RESULT", json.dumps(line), flush=True)
     mesh.barrier()
 

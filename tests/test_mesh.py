@@ -1,4 +1,4 @@
-"""Every (dp, mp, sp) of 2 and 4 processes gives the noise prediction of one process, on every rank."""
+"""Every (dp, mp, sp) of 2 and 4 processes gives the noise prediction and the pictures of one process, on every rank."""
 
 from __future__ import annotations
 
@@ -21,3 +21,5 @@ def test_every_mesh_equals_diffusers(world: int, meshes: int) -> None:
             wrong = {name: error for name, error in result["errors"].items() if not error < tolerances.MODULE}
             assert result["errors"] and not wrong, result["mesh"]
             assert result["blocks"] <= LARGEST_SHARE[result["mp"]], result["mesh"]
+            assert "two-prompts" in result["levels"], result["mesh"]  # 2 images with guidance: dp 1, 2 and 4
+            assert max(result["levels"].values()) <= tolerances.PIXEL_LEVELS, result["mesh"]

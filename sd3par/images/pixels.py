@@ -1,0 +1,107 @@
+"""Between tensors from -1 to 1 and pictures."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from paddle import Tensor
+from PIL import Image, ImageOps
+
+from sd3par.config import require
+from sd3par.errors import ConfigError, Sd3parError
+
+MAX_PIXELS = 1 << 26  # of a picture that is read: 8192 x 8192, 200 MB decoded
+# Pillow would start other programs or font engines for some of its formats; these it decodes itself.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+ImageSource = str | os.PathLike[str] | Image.Image
+
+
+def to_unit(images: Tensor) -> np.ndarray:
+    """Returns pictures [B, H, W, 3] float32 from 0 to 1, as diffusers' output_type "np".
+
+    Args:
+        images: [B, 3, H, W], -1 to 1; what lies beyond is clamped.
+
+    Raises:
+        Sd3parError: values that are not finite.
+    """
+    pixels = images.astype("float32").numpy()
+    if not np.isfinite(pixels).all():
+        raise Sd3parError("a picture holds values that are not finite; with dtype float16 try bfloat16 or float32")
+    return (pixels * np.float32(0.5) + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Returns pictures [B, H, W, 3] uint8, rounded as diffusers does.
+
+    Args:
+        images: [B, 3, H, W], -1 to 1; what lies beyond is clamped.
+
+    Raises:
+        Sd3parError: values that are not finite.
+    """
+    return np.ascontiguousarray((to_unit(images) * np.float32(255)).round().astype(np.uint8))
+
+
+def load_image(source: ImageSource, height: int, width: int) -> np.ndarray:
+    """Returns a picture [1, 3, H, W] float32 from -1 to 1, stretched to `height` x `width` with Lanczos.
+
+    Turned as its EXIF data says; what is transparent becomes white; the first frame of an animation.
+
+    Args:
+        source: a file, or a picture that Pillow has opened.
+
+    Raises:
+        ConfigError: no such file, not a picture, broken, or of more than `MAX_PIXELS`.
+    """
+    picture = _upright_rgb(source).resize((width, height), Image.Resampling.LANCZOS)
+    pixels = np.asarray(picture, np.float32) / np.float32(255)  # [H, W, 3]
+    return (pixels * np.float32(2) - np.float32(1)).transpose(2, 0, 1)[None]
+
+
+def _upright_rgb(source: ImageSource) -> Image.Image:
+    """Returns the decoded picture, upright, in mode RGB."""
+    name = "a Pillow image" if isinstance(source, Image.Image) else str(source)
+    try:
+        if isinstance(source, Image.Image):
+            return _decode(source, name)
+        with _open(source) as picture:
+            return _decode(picture, name)
+    except ConfigError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly every kind of error on broken files
+        allowed = f"an intact image; files: {', '.join(FORMATS)} ({type(error).__name__})"
+        raise ConfigError("image", name, allowed) from None
+
+
+def _open(path: str | os.PathLike[str]) -> Image.Image:
+    """Reads the header of a picture."""
+    # Not for pipes and devices: opening them could wait for ever.
+    require(Path(path).is_file(), "image", str(path), "an existing image file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+        return Image.open(path, formats=FORMATS)
+
+
+def _decode(picture: Image.Image, name: str) -> Image.Image:
+    """Checks the size, which is known before anything is decoded, and returns the upright picture in RGB."""
+    pixels = picture.width * picture.height
+    require(0 < pixels <= MAX_PIXELS, "image", name, f"at most {MAX_PIXELS} pixels, not {pixels}")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(("I", "F")):
+        picture = _from_16_bit(picture, name)
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def _from_16_bit(picture: Image.Image, name: str) -> Image.Image:
+    """Returns a grey picture of 16 bits as 8 bits; Pillow's own conversion would clip it at 255."""
+    require(picture.mode != "F", "image", name, "8 or 16 bits a channel, not floating point")
+    levels = np.asarray(picture).astype(np.int64).clip(0, 65535)
+    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))

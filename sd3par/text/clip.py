@@ -1,0 +1,160 @@
+"""CLIP's text encoder with projection: SD3's first two text encoders, CLIP-L and CLIP-G."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from sd3par.config import parse_config, require
+from sd3par.layers import Embedding, LayerNorm, Linear
+from sd3par.plan import Source
+from sd3par.text.attention import self_attention
+from sd3par.weights import Component, fill
+
+# Keys of transformers' CLIPTextConfig that matter in training only, or that the tokenizer's own files decide.
+IGNORED_KEYS = frozenset(
+    {"attention_dropout", "dropout", "initializer_factor", "initializer_range", "bos_token_id", "pad_token_id"}
+)
+
+# transformers wrote this end-of-text id into every config before its pull request 24773, whatever the vocabulary.
+LEGACY_EOS = 2
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig:
+    """Shape of a CLIP text encoder; field names and defaults are those of transformers' `CLIPTextConfig`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    projection_dim: int
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim",
+                     "vocab_size", "max_position_embeddings"):  # fmt: skip
+            value = getattr(self, name)
+            require(1 <= value <= 1 << 20, name, value, f"1 to {1 << 20}")
+        whole = self.hidden_size % self.num_attention_heads == 0
+        require(whole, "num_attention_heads", self.num_attention_heads, f"a divisor of hidden_size {self.hidden_size}")
+        require(self.hidden_act in ACTIVATIONS, "hidden_act", self.hidden_act, " or ".join(ACTIVATIONS))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), OpenAI's approximation of GELU; any shape."""
+    return x * F.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class CLIPLayer(nn.Layer):
+    """Causal self-attention, then a feed forward, each after a layer norm and with a residual."""
+
+    def __init__(self, config: CLIPTextConfig, dtype: str) -> None:
+        super().__init__()
+        dim, epsilon = config.hidden_size, config.layer_norm_eps
+        self.heads = config.num_attention_heads
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.layer_norm1 = LayerNorm(dim, epsilon, dtype)
+        self.qkv = Linear(dim, 3 * dim, dtype)
+        self.out_proj = Linear(dim, dim, dtype)
+        self.layer_norm2 = LayerNorm(dim, epsilon, dtype)
+        self.fc1 = Linear(dim, config.intermediate_size, dtype)
+        self.fc2 = Linear(config.intermediate_size, dim, dtype)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [R, L, width], mask: [L, L] fp32 -> [R, L, width]."""
+        scale = (x.shape[-1] // self.heads) ** -0.5
+        x = x + self.out_proj(self_attention(self.qkv(self.layer_norm1(x)), self.heads, scale, mask))  # [R, L, width]
+        return x + self.fc2(self.activation(self.fc1(self.layer_norm2(x))))  # [R, L, width]
+
+
+class CLIPTextEncoder(nn.Layer):
+    """transformers' `CLIPTextModelWithProjection`, as SD3 uses it."""
+
+    def __init__(self, config: CLIPTextConfig, dtype: str) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.config = config
+        self.token_embedding = Embedding(config.vocab_size, dim, dtype)
+        self.position_embedding = Embedding(config.max_position_embeddings, dim, dtype)
+        self.layers = nn.LayerList([CLIPLayer(config, dtype) for _ in range(config.num_hidden_layers)])
+        self.final_layer_norm = LayerNorm(dim, config.layer_norm_eps, dtype)
+        self.text_projection = Linear(dim, config.projection_dim, dtype, bias=False)
+
+    @classmethod
+    def load(cls, component: Component, dtype: str) -> CLIPTextEncoder:
+        """Returns the encoder of a checkpoint.
+
+        Raises:
+            ConfigError: config.json describes something else.
+            CheckpointError: a tensor is missing, left over, of another shape, or not finite.
+        """
+        encoder = cls(parse_config(CLIPTextConfig, component.config, component.where, IGNORED_KEYS), dtype)
+        fill(encoder, component.checkpoint, clip_source, ignored=("text_model.embeddings.position_ids",))
+        return encoder
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes prompts.
+
+        Args:
+            ids: [R, L] int64, L at most `config.max_position_embeddings`, each row with an end-of-text token.
+
+        Returns:
+            What the last layer but one puts out, [R, L, width], and the projected state of the end-of-text token
+            after the last layer, [R, projection].
+        """
+        x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]  # [R, L, width]
+        mask = causal_mask(ids.shape[1])  # [L, L]
+        for layer in self.layers[:-1]:
+            x = layer(x, mask)
+        last = self.layers[-1](x, mask)  # [R, L, width]
+        return x, self.text_projection(self.final_layer_norm(self._at_end(last, ids)))
+
+    def _at_end(self, x: Tensor, ids: Tensor) -> Tensor:
+        """x: [R, L, width], ids: [R, L] -> the states [R, width] of the first end-of-text token of each row."""
+        legacy = self.config.eos_token_id == LEGACY_EOS
+        # Where the id in the config is wrong, the end is the highest id of the row: so the vocabulary is ordered.
+        position = ids.argmax(-1) if legacy else (ids == self.config.eos_token_id).astype("int32").argmax(-1)  # [R]
+        return paddle.gather_nd(x, paddle.stack([paddle.arange(ids.shape[0]), position], axis=-1))
+
+
+def causal_mask(length: int) -> Tensor:
+    """[L, L] fp32: 0 where a token (row) may look at another (column), itself and those before it, else -inf."""
+    return paddle.triu(paddle.full([length, length], float("-inf"), dtype="float32"), diagonal=1)
+
+
+_KEYS = {
+    "token_embedding": "text_model.embeddings.token_embedding",
+    "position_embedding": "text_model.embeddings.position_embedding",
+    "final_layer_norm": "text_model.final_layer_norm",
+    "text_projection": "text_projection",
+}
+_LAYER_KEYS = {
+    "layer_norm1": ("layer_norm1",),
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out_proj": ("self_attn.out_proj",),
+    "layer_norm2": ("layer_norm2",),
+    "fc1": ("mlp.fc1",),
+    "fc2": ("mlp.fc2",),
+}
+_LAYER = re.compile(r"layers\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+def clip_source(parameter: str) -> Source:
+    """Returns the checkpoint keys (transformers' names) of `CLIPTextEncoder`'s parameter `parameter`."""
+    if match := _LAYER.fullmatch(parameter):
+        index, part, kind = match.groups()
+        return Source(tuple(f"text_model.encoder.layers.{index}.{key}.{kind}" for key in _LAYER_KEYS[part]))
+    part, kind = parameter.split(".")
+    return Source((f"{_KEYS[part]}.{kind}",))

@@ -1,0 +1,163 @@
+"""T5's encoder (version 1.1, gated GELU): SD3's third text encoder, which it can do without."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from sd3par.config import parse_config, require
+from sd3par.layers import Embedding, Linear, RMSNorm
+from sd3par.plan import Source
+from sd3par.text.attention import self_attention
+from sd3par.weights import Component, fill
+
+# Keys of transformers' T5Config that concern training, the decoder or generation, or that follow from other keys.
+IGNORED_KEYS = frozenset(
+    {"classifier_dropout", "dropout_rate", "initializer_factor", "num_decoder_layers", "decoder_start_token_id",
+     "is_decoder", "is_encoder_decoder", "use_cache", "output_past", "n_positions", "task_specific_params",
+     "tie_word_embeddings", "scale_decoder_outputs", "dense_act_fn", "is_gated_act", "bos_token_id", "eos_token_id",
+     "pad_token_id"}
+)  # fmt: skip
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Shape of a T5 encoder; field names and defaults are those of transformers' `T5Config`."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "relu"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
+            value = getattr(self, name)
+            require(1 <= value <= 1 << 20, name, value, f"1 to {1 << 20}")
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        require(4 <= buckets <= 256, "relative_attention_num_buckets", buckets, "4 to 256")
+        require(buckets // 4 < distance <= 4096, "relative_attention_max_distance", distance,
+                f"{buckets // 4 + 1} to 4096: more than a quarter of the buckets")  # fmt: skip
+        require(self.feed_forward_proj == "gated-gelu", "feed_forward_proj", self.feed_forward_proj, "gated-gelu")
+
+
+class T5Block(nn.Layer):
+    """Self-attention with a position bias, then a gated feed forward, each after an RMS norm and with a residual."""
+
+    def __init__(self, config: T5Config, dtype: str) -> None:
+        super().__init__()
+        dim, inner = config.d_model, config.num_heads * config.d_kv
+        self.heads = config.num_heads
+        self.attention_norm = RMSNorm(dim, config.layer_norm_epsilon, dtype)
+        self.qkv = Linear(dim, 3 * inner, dtype, bias=False)
+        self.out = Linear(inner, dim, dtype, bias=False)
+        self.feed_forward_norm = RMSNorm(dim, config.layer_norm_epsilon, dtype)
+        self.gate_up = Linear(dim, 2 * config.d_ff, dtype, bias=False)
+        self.down = Linear(config.d_ff, dim, dtype, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x: [R, L, d_model], bias: [heads, L, L] fp32 -> [R, L, d_model]."""
+        qkv = self.qkv(self.attention_norm(x))  # [R, L, 3 * heads * d_kv]
+        x = x + self.out(self_attention(qkv, self.heads, 1.0, bias))  # [R, L, d_model]
+        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, axis=-1)  # [R, L, d_ff] each
+        return x + self.down(F.gelu(gate, approximate=True) * up)  # [R, L, d_model]
+
+
+class T5Encoder(nn.Layer):
+    """transformers' `T5EncoderModel` as SD3 uses it: padding is not masked."""
+
+    def __init__(self, config: T5Config, dtype: str) -> None:
+        super().__init__()
+        self.config = config
+        self.shared = Embedding(config.vocab_size, config.d_model, dtype)
+        self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, config.num_heads, dtype)
+        self.blocks = nn.LayerList([T5Block(config, dtype) for _ in range(config.num_layers)])
+        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon, dtype)
+        self.reach = config.relative_attention_max_distance
+        buckets = relative_buckets(config.relative_attention_num_buckets, self.reach)
+        self.register_buffer("buckets", paddle.to_tensor(buckets, dtype="int64"), persistable=False)
+
+    @classmethod
+    def load(cls, component: Component, dtype: str) -> T5Encoder:
+        """Returns the encoder of a checkpoint, in float32 or bfloat16: in float16 T5's activations overflow.
+
+        Raises:
+            ConfigError: config.json describes something else, or float16 was asked for.
+            CheckpointError: a tensor is missing, left over, of another shape, or not finite.
+        """
+        require(dtype in DTYPES, "dtype of T5", dtype, " or ".join(DTYPES))
+        encoder = cls(parse_config(T5Config, component.config, component.where, IGNORED_KEYS), dtype)
+        fill(encoder, component.checkpoint, t5_source, ignored=("encoder.embed_tokens.weight",))
+        return encoder
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids: [R, L] int64 -> [R, L, d_model]."""
+        x = self.shared(ids)  # [R, L, d_model]
+        bias = self.position_bias(ids.shape[1])  # [heads, L, L]
+        for block in self.blocks:
+            x = block(x, bias)
+        return self.final_layer_norm(x)
+
+    def position_bias(self, length: int) -> Tensor:
+        """[heads, L, L] fp32: what the scores of query i (row) and key j (column) get for their distance j - i."""
+        position = paddle.arange(length)
+        distance = position.unsqueeze(0) - position.unsqueeze(1)  # [L, L]
+        by_distance = self.relative_attention_bias(self.buckets).astype("float32")  # [2 * reach + 1, heads]
+        return F.embedding(distance.clip(-self.reach, self.reach) + self.reach, by_distance).transpose([2, 0, 1])
+
+
+def relative_buckets(num_buckets: int, max_distance: int) -> list[int]:
+    """Returns the bucket of every distance (key minus query) from -max_distance to max_distance, the last beyond.
+
+    Half of the buckets are for keys after the query. Of each half, half are for one distance each, and the others
+    widen as the logarithm of the distance. Their edges are found in whole numbers: no rounding can move them.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    steps = half - exact
+
+    def bucket(distance: int) -> int:
+        if distance < exact:
+            return distance
+        # log(distance / exact) / log(max_distance / exact) * steps >= k, without logarithms
+        beyond = distance**steps
+        passed = sum(beyond * exact**k >= max_distance**k * exact**steps for k in range(1, steps))
+        return exact + passed
+
+    before = [bucket(distance) for distance in range(max_distance, -1, -1)]
+    after = [half + bucket(distance) for distance in range(1, max_distance + 1)]
+    return before + after
+
+
+_KEYS = {
+    "shared": "shared",
+    "relative_attention_bias": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+    "final_layer_norm": "encoder.final_layer_norm",
+}
+_BLOCK_KEYS = {
+    "attention_norm": ("layer.0.layer_norm",),
+    "qkv": ("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"),
+    "out": ("layer.0.SelfAttention.o",),
+    "feed_forward_norm": ("layer.1.layer_norm",),
+    "gate_up": ("layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
+    "down": ("layer.1.DenseReluDense.wo",),
+}
+_BLOCK = re.compile(r"blocks\.(\d+)\.(\w+)\.weight")
+
+
+def t5_source(parameter: str) -> Source:
+    """Returns the checkpoint keys (transformers' names) of `T5Encoder`'s parameter `parameter`."""
+    if match := _BLOCK.fullmatch(parameter):
+        index, part = match.groups()
+        return Source(tuple(f"encoder.block.{index}.{key}.weight" for key in _BLOCK_KEYS[part]))
+    return Source((f"{_KEYS[parameter.removesuffix('.weight')]}.weight",))

@@ -1,0 +1,132 @@
+"""Encoder, decoder and the two together, with the scale of latents that the denoiser works on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from sd3par.errors import ConfigError
+from sd3par.layers import Conv2D
+from sd3par.vae.blocks import DownBlock, MidBlock, UpBlock, norm
+from sd3par.vae.config import VAEConfig
+from sd3par.weights import Component, fill
+
+# Tensors that only `encode` needs.
+ENCODER = ("encoder.*", "quant_conv.*")
+
+
+class Encoder(nn.Layer):
+    """Images to the moments of the posterior, s (`VAEConfig.scale_factor`) pixels to one position."""
+
+    def __init__(self, config: VAEConfig, dtype: str) -> None:
+        super().__init__()
+        channels = config.block_out_channels
+        self.conv_in = Conv2D(config.in_channels, channels[0], 3, dtype, padding=1)
+        last = len(channels) - 1
+        widths = enumerate(pairwise((channels[0], *channels)))
+        self.down_blocks = nn.LayerList([DownBlock(config, *pair, i == last, dtype) for i, pair in widths])
+        self.mid_block = MidBlock(config, dtype)
+        self.conv_norm_out = norm(config, channels[-1], dtype)
+        self.conv_out = Conv2D(channels[-1], 2 * config.latent_channels, 3, dtype, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, 3, H, W] -> [B, 2C, H/s, W/s], mean and log-variance."""
+        x = self.conv_in(x)  # [B, width 0, H, W]
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)  # [B, last width, H/s, W/s]
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Layer):
+    """Latents to images: each layer maps [B, C, H, W], and only norms and attention look beyond 3x3 positions."""
+
+    def __init__(self, config: VAEConfig, dtype: str) -> None:
+        super().__init__()
+        channels = config.block_out_channels[::-1]
+        self.conv_in = Conv2D(config.latent_channels, channels[0], 3, dtype, padding=1)
+        self.mid_block = MidBlock(config, dtype)
+        last = len(channels) - 1
+        widths = enumerate(pairwise((channels[0], *channels)))
+        self.up_blocks = nn.LayerList([UpBlock(config, *pair, i == last, dtype) for i, pair in widths])
+        self.conv_norm_out = norm(config, channels[-1], dtype)
+        self.conv_out = Conv2D(channels[-1], config.out_channels, 3, dtype, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H/s, W/s] -> [B, 3, H, W]."""
+        x = self.mid_block(self.conv_in(x))  # [B, last width, H/s, W/s]
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))  # [B, 3, H, W]
+
+
+class VAE(nn.Layer):
+    """diffusers' `AutoencoderKL`, with the denoiser's scale of latents taken care of.
+
+    Args:
+        encoder: whether `encode` is wanted; text-to-image only decodes.
+    """
+
+    def __init__(self, config: VAEConfig, dtype: str, encoder: bool = True) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        channels = config.latent_channels
+        self.encoder = Encoder(config, dtype) if encoder else None
+        self.quant_conv = Conv2D(2 * channels, 2 * channels, 1, dtype) if encoder and config.use_quant_conv else None
+        self.post_quant_conv = Conv2D(channels, channels, 1, dtype) if config.use_post_quant_conv else None
+        self.decoder = Decoder(config, dtype)
+
+    @classmethod
+    def load(cls, component: Component, dtype: str, encoder: bool = True) -> VAE:
+        """Returns the autoencoder of a checkpoint; without `encoder` its tensors are not read.
+
+        Raises:
+            ConfigError: a config.json that is wrong or not supported.
+            CheckpointError: tensors that do not fit the config.
+        """
+        model = cls(VAEConfig.parse(component.config, component.where), dtype, encoder)
+        fill(model, component.checkpoint, ignored=() if encoder else ENCODER)
+        model.eval()
+        return model
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent, along height and along width."""
+        return self.config.scale_factor
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """The same as `decode`."""
+        return self.decode(latents)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Returns images [B, 3, H, W] in the model's dtype, -1 to 1 but not clamped.
+
+        Args:
+            latents: [B, C, H/s, W/s] at the denoiser's scale, any floating dtype.
+        """
+        z = latents.astype("float32") / self.config.scaling_factor + self.config.shift
+        z = z.astype(self.dtype)  # [B, C, H/s, W/s]
+        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Returns latents [B, C, H/s, W/s] at the denoiser's scale, fp32.
+
+        Args:
+            images: [B, 3, H, W] from -1 to 1, any floating dtype; H and W are multiples of s.
+            noise: [B, C, H/s, W/s] standard normal, for a sample of the posterior; None for its mean.
+
+        Raises:
+            ConfigError: this autoencoder was made without its encoder.
+        """
+        if self.encoder is None:
+            raise ConfigError("encoder", False, "True: this autoencoder was made to decode only")
+        moments = self.encoder(images.astype(self.dtype))  # [B, 2C, H/s, W/s]
+        moments = moments if self.quant_conv is None else self.quant_conv(moments)
+        z, log_variance = moments.astype("float32").chunk(2, axis=1)  # [B, C, H/s, W/s] each
+        if noise is not None:
+            # The limits are those of diffusers' DiagonalGaussianDistribution.
+            z = z + paddle.exp(0.5 * log_variance.clip(-30.0, 20.0)) * noise.astype("float32")
+        return (z - self.config.shift) * self.config.scaling_factor

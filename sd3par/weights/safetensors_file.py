@@ -1,0 +1,152 @@
+"""One safetensors file: its header checked on opening, its tensors read by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from safetensors import SafetensorError, safe_open
+
+from sd3par.errors import CheckpointError, shorten
+from sd3par.weights.json_file import parse_object
+
+HEADER_LIMIT = 16 << 20  # bytes; all of SD3.5-large with its text encoders has 0.3 MB, a thumbnail in the metadata 1 MB
+_RANK_LIMIT, _AXIS_LIMIT = 8, 1 << 31  # beyond these numpy cannot describe a tensor, even an empty one
+_COMPLETE = "a complete safetensors file"
+_CHUNK = 1 << 20  # elements that are checked at a time, so that the check needs no memory worth naming
+
+_NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # numpy has no bfloat16
+# "format" in the metadata: ppdiffusers writes "pd", PaddleNLP (the text encoders) "np", torch's libraries "pt".
+PADDLE_FORMATS = frozenset({"pd", "np"})
+
+# First bytes of what stands under a .safetensors name by mistake: what it is, what to do.
+_IMPOSTORS = (
+    (b"version https://git-lfs", "a Git LFS pointer", "the file itself: run `git lfs pull`"),
+    (b"<", "an HTML or XML page", "the file itself: download it again, logged in where the model needs that"),
+    (b"PK\x03\x04", "a zip archive (as torch.save writes)", "a safetensors file; pickles are never read"),
+    (b"\x80", "a pickle", "a safetensors file; pickles are never read"),
+)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where one tensor stands; `start` and `stop` count from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class SafetensorsFile:
+    """A checkpoint (`weights.Checkpoint`) in one file.
+
+    Reads go through a memory map: only the bytes of the slice are touched, and only the slice is copied.
+    `safe_open(framework="paddle")` is not used for them: its tensors crash Paddle 3.3.1 when they are freed.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CheckpointError: no such file, or not a valid safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.where = str(path)
+        header, start = _read_header(path)
+        metadata = header.pop("__metadata__", None) or {}
+        self.format: str | None = metadata.get("format")
+        self._entries = {name: self._entry(name, entry) for name, entry in header.items()}
+        self._shapes = {name: entry.shape for name, entry in self._entries.items()}
+        self._data = np.memmap(path, dtype=np.uint8, mode="r")[start:]
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Returns name -> shape of every tensor."""
+        return self._shapes
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
+        """Returns tensor `name`, or its part `index`, on the CPU in the file's dtype.
+
+        Raises:
+            CheckpointError: no such tensor, a dtype that no weight has, or values that are not finite.
+        """
+        entry = self._find(name)
+        if entry.dtype not in _NUMPY:
+            raise self._bad_dtype(name)
+        whole = self._data[entry.start : entry.stop].view(_NUMPY[entry.dtype]).reshape(entry.shape)
+        part = np.require(whole[index], requirements=("C", "A"))
+        if not _finite(part.reshape(-1)):
+            raise CheckpointError(f"{self.where}: {name}", "NaN or infinity", "finite values")
+        return _tensor(part)
+
+    def check_fp8(self, names: Iterable[str]) -> None:
+        """Raises CheckpointError if one of `names` is fp8: said on opening, before minutes of reading."""
+        for name in names:
+            if self._find(name).dtype.startswith("F8"):
+                raise self._bad_dtype(name)
+
+    def _bad_dtype(self, name: str) -> CheckpointError:
+        dtype = self._find(name).dtype
+        what = "fp8 files are not supported" if dtype.startswith("F8") else f"dtype {dtype}"
+        return CheckpointError(f"{self.where}: {name}", what, f"weights in {', '.join(sorted(_NUMPY))}")
+
+    def _find(self, name: str) -> _Entry:
+        if name not in self._entries:
+            raise CheckpointError(f"{self.where}: {name}", "missing", "a tensor of the file")
+        return self._entries[name]
+
+    def _entry(self, name: str, entry: dict[str, Any]) -> _Entry:
+        shape = tuple(entry["shape"])
+        if len(shape) > _RANK_LIMIT or any(size >= _AXIS_LIMIT for size in shape):
+            raise CheckpointError(f"{self.where}: {name}", f"shape {shorten(shape)}", f"at most {_RANK_LIMIT} axes")
+        # Paddle's numpy stand-in for bfloat16 is uint16, and ppdiffusers saves it as that.
+        bfloat16 = entry["dtype"] == "U16" and self.format in PADDLE_FORMATS
+        return _Entry("BF16" if bfloat16 else entry["dtype"], shape, *entry["data_offsets"])
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Returns the JSON header, which `safe_open` has found consistent with the file, and where the data begins."""
+    if not path.is_file():
+        raise CheckpointError(path, "not a file" if path.exists() else "no such file", "a safetensors file")
+    try:
+        with path.open("rb") as file:
+            length = _header_length(path, file.read(64))
+            with safe_open(path, framework="np"):
+                file.seek(8)
+                return parse_object(file.read(length), str(path)), 8 + length
+    except SafetensorError as error:
+        what = str(error).removeprefix("Error while deserializing header: ")
+        raise CheckpointError(path, shorten(what, 160), f"{_COMPLETE}: download or convert it again") from None
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read ({error.strerror})", _COMPLETE) from None
+
+
+def _header_length(path: Path, start: bytes) -> int:
+    """Returns the header's length, its first 8 bytes; refused here before anything large is parsed."""
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 8 or length <= HEADER_LIMIT:
+        return length
+    for magic, name, remedy in _IMPOSTORS:
+        if start.lstrip().startswith(magic):
+            raise CheckpointError(path, f"this is {name}", remedy)
+    raise CheckpointError(path, f"a header of {length} bytes", f"a header of at most {HEADER_LIMIT} bytes")
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Whether all of `values` [n] are finite; uint16 stands for bfloat16, whose exponent is then 8 ones."""
+    chunks = (values[i : i + _CHUNK] for i in range(0, len(values), _CHUNK))
+    if values.dtype == np.uint16:
+        return all(bool(((chunk & 0x7F80) != 0x7F80).all()) for chunk in chunks)
+    return all(bool(np.isfinite(chunk).all()) for chunk in chunks)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    """Returns a copy of `values` as a CPU tensor; uint16 becomes bfloat16 by way of int16, bit for bit."""
+    if values.dtype == np.uint16:
+        return paddle.to_tensor(values.view(np.int16), place=paddle.CPUPlace()).view("bfloat16")
+    return paddle.to_tensor(values, place=paddle.CPUPlace())

@@ -1,0 +1,112 @@
+"""The whole pipeline against diffusers' on the bundled model: same seed, same picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd3par.config import ParallelConfig
+from sd3par.device import choose
+from sd3par.errors import ConfigError
+from sd3par.mesh import Mesh
+from sd3par.noise import noise
+from sd3par.pipeline import SD3Pipeline
+from tests import tolerances
+from tests.pipeline_cases import CASES, PROMPTS, TRAINED, picture, random_files
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "pipeline.npz")
+
+
+def random_pipe(text_encoder_3: bool = True) -> SD3Pipeline:
+    """Returns a pipeline with random weights."""
+    return SD3Pipeline.load(random_files(text_encoder_3), choose("float32", "cpu"), Mesh.single(), ParallelConfig())
+
+
+@pytest.fixture(scope="module")
+def pipe() -> SD3Pipeline:
+    return random_pipe()
+
+
+@pytest.fixture(scope="module")
+def trained() -> SD3Pipeline:
+    return SD3Pipeline.from_pretrained("tiny")
+
+
+def arguments(case: dict[str, Any]) -> dict[str, Any]:
+    """Returns the call's arguments."""
+    options = {name: value for name, value in case.items() if name != "text_encoder_3"}
+    return options | (dict(image=Image.fromarray(picture())) if "strength" in case else {}) | dict(progress=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_latents_are_diffusers(pipe: SD3Pipeline, name: str) -> None:
+    case = CASES[name]
+    used = random_pipe(text_encoder_3=False) if name == "no-t5" else pipe
+    latents = used(output_type="latent", **arguments(case)).images.numpy()
+    golden = GOLDEN[f"{name}/latents"]
+    assert np.abs(latents - golden).max() / golden.std() < tolerances.PIPELINE
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_pictures_are_diffusers(trained: SD3Pipeline, name: str) -> None:
+    pixels = np.stack([np.asarray(image) for image in trained(**arguments(CASES[name])).images]).astype(int)
+    assert np.abs(pixels - GOLDEN[f"{name}/pixels"]).max() <= tolerances.PIXEL_LEVELS
+
+
+def test_prompt_embeds_give_the_prompts_picture(pipe: SD3Pipeline) -> None:
+    case = CASES["two-prompts"]
+    encode = pipe.text.encode
+    states = encode(PROMPTS, PROMPTS, PROMPTS, 77, pipe.transformer.config.joint_attention_dim)
+    negative = case["negative_prompt"]
+    uncond = encode(negative, negative, negative, 77, pipe.transformer.config.joint_attention_dim)
+    rest = {name: value for name, value in arguments(case).items() if "prompt" not in name}
+    out = pipe(prompt_embeds=states.context, pooled_prompt_embeds=states.pooled.numpy(), output_type="latent",
+               negative_prompt_embeds=uncond.context, negative_pooled_prompt_embeds=uncond.pooled, **rest)  # fmt: skip
+    golden = GOLDEN["two-prompts/latents"]
+    assert np.abs(out.images.numpy() - golden).max() / golden.std() < tolerances.PIPELINE
+
+
+def test_callback_sees_every_step_and_may_stop(pipe: SD3Pipeline) -> None:
+    seen = []
+
+    def callback(pipe: SD3Pipeline, step: int, timestep: float, kwargs: dict[str, Any]) -> dict[str, Any]:
+        seen.append((step, round(timestep, 2), tuple(kwargs["latents"].shape)))
+        pipe.interrupt = step == 1
+        return kwargs
+
+    pipe(output_type="latent", callback_on_step_end=callback, **arguments(CASES["one"]))
+    assert seen == [(0, 1000.0, (1, 16, 8, 10)), (1, 857.69, (1, 16, 8, 10))]
+
+
+def test_latents_from_outside_replace_the_noise(pipe: SD3Pipeline) -> None:
+    given = pipe(output_type="latent", latents=noise((1, 16, 8, 10), 0), **(arguments(CASES["one"]) | dict(seed=99)))
+    golden = GOLDEN["one/latents"]
+    assert np.abs(given.images.numpy() - golden).max() / golden.std() < tolerances.PIPELINE
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("clip_skip", dict(prompt="x", clip_skip=1)),
+        ("prompt", dict()),
+        ("prompt", dict(prompt="x", prompt_embeds=np.zeros((1, 154, 64)), pooled_prompt_embeds=np.zeros((1, 64)))),
+        ("pooled_prompt_embeds", dict(prompt_embeds=np.zeros((1, 154, 64)))),
+        ("prompt_embeds", dict(prompt_embeds=np.zeros((1, 154, 3)), pooled_prompt_embeds=np.zeros((1, 64)))),
+        ("prompt_embeds", dict(prompt_embeds="text", pooled_prompt_embeds=np.zeros((1, 64)))),
+        ("latents", dict(prompt="x", latents=np.zeros((1, 16, 3, 3)))),
+        ("latents", dict(prompt="x", latents=np.full((1, 16, 16, 16), np.nan))),
+        ("output_type", dict(prompt="x", output_type="jpg")),
+        ("negative_prompt", dict(prompt="x", negative_prompt=["a", "b"])),
+        ("prompt", dict(prompt=[])),
+        ("prompt", dict(prompt=[3])),
+        ("sigmas", dict(prompt="x", sigmas=[0.5, 0.9])),
+    ],
+)
+def test_bad_arguments_are_named(pipe: SD3Pipeline, field: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        pipe(progress=False, **options)
+    assert caught.value.field == field
