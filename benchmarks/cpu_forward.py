@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks.record import Run
+from sd3par.launch.environment import cpu_environment
 
 SHAPE = dict(
     sample_size=64, patch_size=2, in_channels=16, num_layers=8, attention_head_dim=64, num_attention_heads=8,
@@ -31,10 +32,11 @@ def ours() -> Callable[[], object]:
     import paddle
 
     from sd3par.config import ModelConfig
+    from sd3par.device import Device
     from sd3par.mesh import Mesh
     from sd3par.mmdit import MMDiT
 
-    paddle.set_device("cpu")
+    Device("cpu", "float32").activate()
     model = MMDiT(ModelConfig(**SHAPE), Mesh.single())  # type: ignore[arg-type]
     model.eval()
     for parameter in model.parameters():
@@ -79,10 +81,9 @@ def serve(side: str) -> None:
 
 def measure(threads: int, repeats: int) -> dict[str, list[float]]:
     """Returns the seconds of each repeat of both sides, taken in turns."""
-    from sd3par.launch.environment import thread_environment
-
-    base = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": str(threads)}
-    sides = {"sd3par": base | thread_environment(threads), "diffusers": base}
+    base = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    ours_only = cpu_environment() | {"MKL_NUM_THREADS": str(threads)}
+    sides = {"sd3par": base | ours_only, "diffusers": base | {"OMP_NUM_THREADS": str(threads)}}
     command = [sys.executable, "-m", "benchmarks.cpu_forward", "--serve"]
     workers = {
         side: subprocess.Popen([*command, side], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

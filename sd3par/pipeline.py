@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,9 +173,16 @@ class SD3Pipeline:
         callback_on_step_end: StepCallback | None = None,
         progress: bool = True,
     ) -> GenerationOutput:
-        """Renders a request; see `__call__`."""
+        """Renders a request; see `__call__`. An error on this rank alone is told to the others, which end with it."""
         require(output_type in OUTPUT_TYPES, "output_type", output_type, ", ".join(OUTPUT_TYPES))
         request = preflight(self.files, request, self.parallel, inputs)
+        with nullcontext() if self.watchdog is None else self.watchdog.told_of_errors():
+            return self._render(request, inputs, output_type, callback_on_step_end, progress)
+
+    def _render(
+        self, request: GenerationRequest, inputs: Inputs, output_type: str, callback: StepCallback | None, progress: bool
+    ) -> GenerationOutput:
+        """Renders a request that was checked."""
         count = inputs.count(request)
         rows = rows_for(self.mesh.dp.rank, self.mesh.dp.size, count, request.guidance)
         seconds: dict[str, float] = {}
@@ -187,7 +194,7 @@ class SD3Pipeline:
             start = self._start(request, inputs, count, plan)
             denoiser = Denoiser(self.transformer, rows, text, plan, (start.shape[2], start.shape[3]))
             with self._ticks(plan, progress) as ticks:
-                latents = denoiser.run(start, request.guidance_scale, ticks, self._on_step(callback_on_step_end))
+                latents = denoiser.run(start, request.guidance_scale, ticks, self._on_step(callback))
         with timed(seconds, "decode"):
             result = self._decode(latents, output_type)
         return GenerationOutput(result, seconds)

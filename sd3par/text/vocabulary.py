@@ -139,11 +139,11 @@ def build_t5(folder: Path, settings: Settings) -> Tokenizer:
     data = read_bytes(where)
     model = parsed(where, lambda: spiece.parse_model(data))
     extra = [f"<extra_id_{i}>" for i in range(settings.extra_ids - 1, -1, -1)]
-    vocabulary = [(piece.text, piece.score) for piece in model.pieces] + [(text, 0.0) for text in extra]
-    unknown = next((i for i, piece in enumerate(model.pieces) if piece.kind == spiece.UNKNOWN), None)
+    vocabulary = [(piece.piece, piece.score) for piece in model.pieces] + [(text, 0.0) for text in extra]
+    unknown = next((i for i, piece in enumerate(model.pieces) if piece.type == spiece.UNKNOWN), None)
     pipeline = Tokenizer(parsed(where, lambda: models.Unigram(vocabulary, unk_id=unknown)))
-    if model.charsmap:
-        pipeline.normalizer = parsed(where, lambda: normalizers.Precompiled(model.charsmap))
+    if model.normalizer_spec.precompiled_charsmap:
+        pipeline.normalizer = parsed(where, lambda: normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap))
     words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("\u2581", prepend_scheme="always")]
     pipeline.pre_tokenizer = pre_tokenizers.Sequence(words)
     pipeline.add_tokens([_added_token(text) for text in extra])

@@ -1,0 +1,104 @@
+"""A command line parser whose errors are ConfigErrors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from sd3par.config import require
+from sd3par.errors import ConfigError, shorten
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises ConfigError where others write their usage and leave."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+
+    def parse(self, argv: Sequence[str]) -> Namespace:
+        """Returns the parsed arguments; flags may be written with `-` or `_` between their words.
+
+        Raises:
+            ConfigError: an unknown flag, or a value that is not of its flag's type.
+        """
+        for word in argv:
+            require("\0" not in word, "arguments", word, "text without zero bytes")
+        options, unknown = self.parse_known_args(_underscored(list(argv)))
+        if unknown:
+            flags = [name for action in self._actions for name in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
+            raise ConfigError("arguments", unknown[0], f"perhaps {close[0]}" if close else "what --help lists")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse found."""
+        field, text = "arguments", message
+        if match := re.match(r"argument (\S+): (.*)", message, re.DOTALL):
+            field, text = match[1].lstrip("-"), match[2]
+        if match := re.match(r"got (.*); allowed: (.*)", text, re.DOTALL):
+            raise ConfigError(field, match[1], match[2])
+        if text.startswith("expected"):
+            raise ConfigError(field, "nothing", f"a value; write --{field}=VALUE for one that begins with -")
+        raise ConfigError(field, text, "what --help says")
+
+    def as_argv(self, options: Namespace) -> list[str]:
+        """Returns flags that parse into `options`; arguments without a flag are left out."""
+        words = []
+        for action in self._actions:
+            value = getattr(options, action.dest, None)
+            if action.option_strings and value is not None and value != action.default:
+                flag = action.option_strings[-1]
+                words.append(flag if value is True else f"{flag}={value}")
+        return words
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of a flag where its help does not speak of it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=112)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        hidden = action.default is None or action.default is False or action.dest == "help" or "default" in text
+        return text if hidden else f"{text} (default: %(default)s)"
+
+
+def _underscored(argv: list[str]) -> list[str]:
+    """Returns `argv` with the flags in one spelling; what follows a bare `--` is no flag."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return [re.sub(r"^--[\w-]+(?==|$)", _spell, word) for word in argv[:end]] + argv[end:]
+
+
+def _spell(flag: re.Match[str]) -> str:
+    return f"--{flag[0][2:].replace('-', '_')}"
+
+
+def whole(text: str) -> int:
+    """Returns a whole number."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,30}", text):
+        raise ArgumentTypeError(f"got {shorten(text)}; allowed: a whole number")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """Returns a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"got {shorten(text)}; allowed: a number") from None
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """Returns a type that takes one of `names`."""
+
+    def choose(text: str) -> str:
+        if text not in names:
+            raise ArgumentTypeError(f"got {shorten(text)}; allowed: {', '.join(names)}")
+        return text
+
+    return choose

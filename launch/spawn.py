@@ -1,0 +1,169 @@
+"""`sd3par generate` on several processes: starts Paddle's launcher, shows what rank 0 shows, says what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sd3par import device
+from sd3par.config import require
+from sd3par.launch import endings
+from sd3par.launch.endings import Place
+from sd3par.launch.environment import cores, cpu_environment
+from sd3par.launch.flags import render_parser
+from sd3par.launch.job import Job
+
+SCRIPT = Path(__file__).with_name("text_to_image.py")
+_POLL_S, _GRACE_S = 0.1, 6.0
+# What Paddle writes into every log, and nobody wants to read.
+_NOISE = re.compile(rb"=+( Modified FLAGS detected =+)?\s*$|FLAGS\(name=|[IW]\d{4} \d\d:\d\d")
+
+
+def spawn(job: Job) -> int:
+    """Renders a checked job on dp * mp * sp new processes of this machine; returns the exit code.
+
+    Raises:
+        ConfigError: the machine has fewer devices.
+    """
+    kind = device.choose(job.options.dtype, job.options.device).kind
+    count = device_count(kind)
+    require(kind == "cpu" or job.parallel.world <= count, "dp_size * mp_size * sp_size", job.parallel.world,
+            f"at most {count}, the devices of this machine")  # fmt: skip
+    folder = Path(tempfile.mkdtemp(prefix="sd3par-"))
+    command, environment = launch_command(job, folder), worker_environment(job.parallel.world, kind)
+    with _started(command, environment, folder) as launcher:
+        code = _follow(launcher, folder / "log" / "workerlog.0")
+    return _conclude(code, folder)
+
+
+def device_count(kind: str) -> int:
+    """Returns how many devices of a kind Paddle finds here; for the CPU, its cores."""
+    import paddle
+
+    if kind == "gpu":
+        return paddle.device.cuda.device_count()
+    if kind == "cpu":
+        return cores()
+    return sum(name.split(":")[0] == kind for name in paddle.device.get_available_custom_device())
+
+
+def launch_command(job: Job, folder: Path) -> list[str]:
+    """Returns the command that starts the launcher; what the ranks leave goes into `folder`."""
+    flags = render_parser("", "", prompt_flag=True).as_argv(job.options)
+    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(job.parallel.world)]
+    return [*launcher, "--log_dir", str(folder / "log"), str(SCRIPT), *flags, f"--run_dir={folder}"]
+
+
+def worker_environment(world: int, kind: str) -> dict[str, str]:
+    """Returns the environment for the launcher and its ranks; the one place that sets any of it."""
+    environment = dict(os.environ)
+    if kind == "cpu":
+        environment.pop("CUDA_VISIBLE_DEVICES", None)  # '' counts as one GPU for Paddle's launcher
+        environment.update(cpu_environment(world))
+    environment["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:No ccache found"]))
+    return environment
+
+
+@contextmanager
+def _started(command: list[str], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts the launcher, and ends it with all its ranks if the block does not wait for its end."""
+    with open(folder / "launcher.log", "wb") as log:
+        # Its own session: Ctrl-C in the terminal is for this process, which ends the others in order. The ranks inherit
+        # stdin and end when it closes, also if this process is killed.
+        launcher = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield launcher
+    except BaseException:
+        _end(launcher, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _end(launcher: subprocess.Popen[bytes], folder: Path) -> None:
+    """Ends the launcher and its ranks: politely, and after some seconds by force."""
+    launcher.terminate()
+    if launcher.stdin is not None:
+        launcher.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        launcher.wait(_GRACE_S)
+    for file in folder.glob("pid.*"):  # a stopped rank does not notice that stdin is closed
+        with suppress(ProcessLookupError, PermissionError, ValueError):
+            os.kill(int(file.read_text(encoding="ascii")), signal.SIGKILL)
+    launcher.kill()
+    launcher.wait()
+
+
+def _follow(launcher: subprocess.Popen[bytes], log: Path) -> int:
+    """Shows on stderr what rank 0 writes, until the launcher ends; returns its exit code."""
+    while not log.exists() and launcher.poll() is None:
+        time.sleep(_POLL_S)
+    with open(log if log.exists() else os.devnull, "rb") as file, Echo() as echo:
+        while launcher.poll() is None:
+            echo.write(file.read())
+            time.sleep(_POLL_S)
+        echo.write(file.read())
+    return launcher.wait()
+
+
+class Echo:
+    """Writes lines, and the states of a progress bar, to stderr once they are whole; leaves out Paddle's noise."""
+
+    def __init__(self) -> None:
+        self._rest, self._shown = b"", b"\n"
+
+    def __enter__(self) -> Echo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not (self._shown + self._rest).endswith(b"\n"):  # an error line must not follow a progress bar
+            self.write(b"\n")
+
+    def write(self, data: bytes) -> None:
+        """Takes what came."""
+        *pieces, self._rest = re.split(rb"(?<=[\r\n])", self._rest + data)
+        for piece in pieces:
+            if not _NOISE.match(piece):
+                sys.stderr.write(piece.decode("utf-8", "replace"))
+                self._shown = piece
+        sys.stderr.flush()
+
+
+def _conclude(code: int, folder: Path) -> int:
+    """Shows the report or the reason of the failure; returns the exit code of the command."""
+    if code == 0:
+        report = folder / "report.txt"
+        if report.exists():
+            sys.stdout.write(report.read_text(encoding="utf-8") + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        return endings.DONE
+    for pattern in ("envlog.*", "backup_env.*", "*.log"):  # they hold the environment, with all that is secret in it
+        for file in (folder / "log").glob(pattern):
+            file.unlink()
+    ending = first_cause(
+        [json.loads(path.read_text(encoding="ascii")) for path in sorted(folder.glob("ending.*.json"))]
+    )
+    if ending is None:
+        reason = f"a process ended without saying why; exit code of Paddle's launcher: {code}"
+        ending = {"rank": 0, "code": endings.RANK_FAILURE, "reason": reason}
+    Place(ending["rank"]).say(f"{ending['reason']}; logs: {folder}")
+    return int(ending["code"])
+
+
+def first_cause(found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Returns how the rank ended that was the cause: the others end with 75, because it did."""
+    own = [each for each in found if each["code"] not in (endings.RANK_FAILURE, endings.TERMINATED)]
+    others = [each for each in found if each["code"] == endings.RANK_FAILURE]
+    return next(iter([*own, *others]), None)

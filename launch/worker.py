@@ -1,0 +1,66 @@
+"""One process that renders: the only one, or a rank of a mesh."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+from sd3par.launch import endings
+from sd3par.launch.endings import Place
+from sd3par.launch.flags import DEFAULT_PROMPT, render_parser
+from sd3par.launch.job import Job
+from sd3par.plan import check_world
+
+PROG = "text_to_image.py"
+DESCRIPTION = """\
+Draws pictures with Stable Diffusion 3.
+On one device:
+  python launch/text_to_image.py --prompt "a red circle on a blue background"
+On four GPUs; on the CPU, --nproc_per_node 4 takes the place of --gpus:
+  python -m paddle.distributed.launch --gpus 0,1,2,3 launch/text_to_image.py --mp_size 2 --dp_size 2"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Renders what `argv` asks for; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return endings.run(lambda: _main(words), Place(), "--debug" in words)
+
+
+def _main(argv: Sequence[str]) -> int:
+    place = Place.here()
+    with place.door():
+        options = render_parser(PROG, DESCRIPTION, prompt_flag=True).parse(argv)
+        if options.prompt is None and options.prompts_file is None:
+            options.prompt = DEFAULT_PROMPT
+        job = Job.of(options)
+        check_world(job.parallel, place.world)
+    return work(job, Place.here(options.run_dir))
+
+
+def work(job: Job, place: Place) -> int:
+    """Checks and renders a job in this process; returns the exit code."""
+    if place.run_dir is not None:
+        (place.run_dir / f"pid.{place.rank}").write_text(str(os.getpid()), encoding="ascii")
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    return endings.run(lambda: _work(job, place), place, job.options.debug)
+
+
+def _work(job: Job, place: Place) -> int:
+    with place.door():
+        job = job.check(writes=place.rank == 0)
+    endings.prepare(place)
+    from sd3par.launch.render import render
+
+    report = render(job)
+    if place.rank == 0 and not job.options.quiet:
+        place.show(report)
+    return endings.DONE
+
+
+def _end_with_stdin() -> None:
+    """Ends this process when `sd3par generate`, which holds the other end of stdin, closes it or dies."""
+    while os.read(0, 4096):
+        pass
+    os._exit(endings.TERMINATED)

@@ -1,0 +1,174 @@
+"""The ranks of tests/test_watchdog.py: `python -m tests.watchdog_ranks FOLDER` plays every scene and prints one JSON.
+
+Ranks are forks, so that Paddle is imported once, and meet in files instead of collectives.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from sd3par.mesh import Axis
+from sd3par.watchdog import Watchdog
+
+WORLD, TIMEOUT_S, DEADLINE_S = 3, 2.0, 20.0
+
+
+class FileMesh:
+    """As much of a Mesh as the watchdog asks for."""
+
+    host = "127.0.0.1"
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._folder, self.world = folder, Axis(WORLD, rank)
+
+    def all_gather(self, axis: Axis, x: Any) -> Any:
+        (self._folder / f".{axis.rank}").write_text(json.dumps(x.tolist()))
+        (self._folder / f".{axis.rank}").rename(self._folder / f"row.{axis.rank}")
+        while len(list(self._folder.glob("row.*"))) < WORLD:
+            time.sleep(0.01)
+        rows = [json.loads((self._folder / f"row.{rank}").read_text()) for rank in range(WORLD)]
+        return SimpleNamespace(numpy=lambda: np.array(rows, np.int64))
+
+
+def blocked() -> None:
+    """Waits as in a collective whose peer never comes."""
+    time.sleep(DEADLINE_S)
+
+
+def killed(dog: Watchdog, rank: int) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    blocked()
+
+
+def stopped(dog: Watchdog, rank: int) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    blocked()
+
+
+def raised(dog: Watchdog, rank: int) -> None:
+    with dog.told_of_errors():
+        if rank == 1:
+            raise ValueError("the cat ate it\nwith a second line")
+        blocked()
+
+
+def reset(dog: Watchdog, rank: int) -> None:
+    """Rank 1 dies; rank 0's collective fails before its watchdog can know, rank 2 shares no group with rank 1."""
+    with dog.told_of_errors():
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rank == 0:
+            time.sleep(0.01)
+            raise RuntimeError("[pair.cc:576] Read error [127.0.0.1]:50061: Connection reset by peer")
+        blocked()
+
+
+def lost(dog: Watchdog, rank: int) -> None:
+    """A collective fails although everybody lives: the error itself is the reason."""
+    with dog.told_of_errors():
+        if rank == 1:
+            raise RuntimeError("[pair.cc:584] Timed out waiting 30000ms for recv operation to complete")
+        blocked()
+
+
+def finished(dog: Watchdog, rank: int) -> None:
+    """Rank 1 has nothing more to do; the others work on, longer than it may be silent."""
+    if rank != 1:
+        time.sleep(2 * TIMEOUT_S)
+    dog.stop()
+
+
+def busy(dog: Watchdog, rank: int) -> None:
+    """Python code that never waits still lets the watchdog run."""
+    end = time.monotonic() + 2 * TIMEOUT_S
+    while rank == 1 and time.monotonic() < end:
+        sum(range(1000))
+    time.sleep(max(0.0, end - time.monotonic()))
+    dog.stop()
+
+
+def suspended(dog: Any, rank: int) -> None:
+    """All are stopped for longer than a rank may be silent, as by a laptop's lid, and go on."""
+    if rank == 0:
+        fork(lambda: suspend([int(file.read_text()) for file in Path(dog.folder).glob("*.pid")]))
+    time.sleep(2 * TIMEOUT_S)
+    dog.stop()
+
+
+def suspend(pids: list[int]) -> None:
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in pids:
+            os.kill(pid, number)
+        time.sleep(1.5 * TIMEOUT_S)
+
+
+def orphaned(dog: Watchdog, rank: int) -> None:
+    if rank == 0:
+        os.kill(os.getppid(), signal.SIGKILL)
+    blocked()
+
+
+SCENES: dict[str, Callable[[Watchdog, int], None]] = {
+    scene.__name__: scene for scene in (killed, stopped, raised, reset, lost, finished, busy, suspended, orphaned)
+}
+
+
+def play(folder: Path, scene: str) -> None:
+    """One scene, in a process of its own that stands for the launcher; leaves RANK.json and RANK.log in `folder`."""
+    folder.mkdir()
+    begin = time.monotonic()
+    ranks = {fork(lambda rank=rank: act(folder, scene, rank)): rank for rank in range(WORLD)}
+    for _ in range(WORLD):
+        pid, status = os.wait()
+        ending = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - begin, "pid": pid}
+        (folder / f"{ranks[pid]}.json").write_text(json.dumps(ending))
+
+
+def act(folder: Path, scene: str, rank: int) -> None:
+    log = os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 2)
+    (folder / f"{rank}.pid").write_text(str(os.getpid()))
+    logger = logging.getLogger("sd3par")
+    logger.handlers, logger.propagate = [logging.StreamHandler()], False  # Paddle gives the root logger another format
+    dog: Any = Watchdog.start(FileMesh(folder, rank), TIMEOUT_S)
+    dog.folder = folder
+    SCENES[scene](dog, rank)
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Returns the pid of a process that does `work` and exits with 1 if that raises."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+    except BaseException as error:
+        os.write(2, f"raised {type(error).__name__}: {error}\n".encode())
+        os._exit(1)
+    os._exit(0)
+
+
+def main() -> None:
+    """Plays all scenes at once."""
+    folder = Path(sys.argv[1])
+    for scene in SCENES:
+        fork(lambda scene=scene: play(folder / scene, scene))
+    for _ in SCENES:
+        os.wait()
+
+
+if __name__ == "__main__":
+    main()
