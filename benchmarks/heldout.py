@@ -7,7 +7,6 @@ tests/shapes.py, and appends a row with the share that is right. --sheet FILE al
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

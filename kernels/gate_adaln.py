@@ -1,4 +1,4 @@
-"""Gated residual, then adaLN of the sum: the end of one branch and the start of the next in one pass over the tokens."""
+"""Gated residual, then adaLN of the sum: the end of one branch and the start of the next in one pass."""
 
 from __future__ import annotations
 

@@ -8,9 +8,7 @@ from paddle import Tensor
 EPSILON = 1e-6
 
 
-def split_heads_reference(
-    packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None
-) -> Tensor:
+def split_heads_reference(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None) -> Tensor:
     """packed: [R, T, 3 * heads * head_dim] (q, then k, then v) -> [R, T, 3, heads, head_dim].
 
     norm_q, norm_k: [head_dim], weights of the RMS norms, or None for none.

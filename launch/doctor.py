@@ -100,7 +100,7 @@ def _paddle() -> Check:
 
 
 def _cpu() -> Check:
-    from sd3par.launch.spawn import cores
+    from sd3par.launch.environment import cores
 
     threads = os.environ.get("OMP_NUM_THREADS")
     return Check(

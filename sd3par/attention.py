@@ -14,35 +14,46 @@ NORM_EPSILON = 1e-6
 
 
 class Attention(nn.Layer):
-    """Projections of one attention: packed QKV by columns, output by rows; `context` adds those of the text stream.
+    """Projections of the image's attention to itself: packed QKV by columns, output by rows.
 
-    Names are diffusers' but for the packed ones: `qkv` is to_q, to_k, to_v; `qkv_context` is add_q_proj, add_k_proj,
-    add_v_proj; `to_out` is to_out.0.
+    Names are diffusers' but for the packed ones: `qkv` is to_q, to_k, to_v; `to_out` is to_out.0. heads: of this mp
+    rank.
     """
 
-    def __init__(
-        self, dim: int, heads: int, head_dim: int, dtype: str, qk_norm: bool, context: bool, context_out: bool
-    ) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, dtype: str, qk_norm: bool) -> None:
         super().__init__()
         self.head_dim = head_dim
-        inner = heads * head_dim  # of this mp rank
-        self.qkv = Linear(dim, 3 * inner, dtype)
-        self.to_out = Linear(inner, dim, dtype)
-        self.qkv_context = Linear(dim, 3 * inner, dtype) if context else None
-        self.to_add_out = Linear(inner, dim, dtype) if context_out else None
+        self.qkv = Linear(dim, 3 * heads * head_dim, dtype)
+        self.to_out = Linear(heads * head_dim, dim, dtype)
         self.norm_q = RMSNorm(head_dim, NORM_EPSILON, dtype) if qk_norm else None
         self.norm_k = RMSNorm(head_dim, NORM_EPSILON, dtype) if qk_norm else None
-        self.norm_added_q = RMSNorm(head_dim, NORM_EPSILON, dtype) if qk_norm and context else None
-        self.norm_added_k = RMSNorm(head_dim, NORM_EPSILON, dtype) if qk_norm and context else None
 
     def heads_of_image(self, x: Tensor) -> Tensor:
         """x: [R, ti, D] -> [R, ti, 3, heads, head_dim]."""
         return kernels.split_heads(self.qkv(x), self.head_dim, _weight(self.norm_q), _weight(self.norm_k))
 
+
+class JointAttention(Attention):
+    """The same for both streams together; `qkv_context` is add_q_proj, add_k_proj, add_v_proj.
+
+    last: the text stream ends here and has no output.
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int, dtype: str, qk_norm: bool, last: bool) -> None:
+        super().__init__(dim, heads, head_dim, dtype, qk_norm)
+        self.qkv_context = Linear(dim, 3 * heads * head_dim, dtype)
+        self.to_add_out = None if last else Linear(heads * head_dim, dim, dtype)
+        self.norm_added_q = RMSNorm(head_dim, NORM_EPSILON, dtype) if qk_norm else None
+        self.norm_added_k = RMSNorm(head_dim, NORM_EPSILON, dtype) if qk_norm else None
+
     def heads_of_context(self, c: Tensor) -> Tensor:
         """c: [R, tc, D] -> [R, tc, 3, heads, head_dim]."""
         packed = self.qkv_context(c)
         return kernels.split_heads(packed, self.head_dim, _weight(self.norm_added_q), _weight(self.norm_added_k))
+
+    def context_out(self, c: Tensor) -> Tensor | None:
+        """c: [R, tc, heads * head_dim] -> this mp rank's part of the sum, [R, tc, D], or None in the last block."""
+        return None if self.to_add_out is None else self.to_add_out(c)
 
 
 def _weight(norm: RMSNorm | None) -> Tensor | None:

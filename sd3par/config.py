@@ -13,7 +13,7 @@ from sd3par.errors import ConfigError
 
 T = TypeVar("T")
 
-# Written by save_pretrained of diffusers, transformers and ppdiffusers into every config.json; says nothing of the model.
+# Written into every config.json by save_pretrained of diffusers, transformers and ppdiffusers; not about the model.
 BOOKKEEPING = frozenset(
     {"_class_name", "_diffusers_version", "_ppdiffusers_version", "_name_or_path", "_commit_hash", "architectures",
      "transformers_version", "paddlenlp_version", "torch_dtype", "paddle_dtype", "dtype", "model_type"}
@@ -121,9 +121,8 @@ class ModelConfig:
         require(self.patch_size <= 16, "patch_size", self.patch_size, "1 to 16")
         require(self.qk_norm in (None, "rms_norm"), "qk_norm", self.qk_norm, "null or rms_norm")
         require(self.dim % 4 == 0, "num_attention_heads * attention_head_dim", self.dim, "a multiple of 4")
-        require(
-            self.caption_projection_dim == self.dim, "caption_projection_dim", self.caption_projection_dim, f"{self.dim}, num_attention_heads * attention_head_dim"
-        )
+        caption, allowed = self.caption_projection_dim, f"{self.dim}, num_attention_heads * attention_head_dim"
+        require(caption == self.dim, "caption_projection_dim", caption, allowed)
         layers = self.dual_attention_layers
         inside = all(isinstance(i, int) and 0 <= i < self.num_layers for i in layers)
         require(inside, "dual_attention_layers", layers, f"block numbers from 0 to {self.num_layers - 1}")
@@ -216,10 +215,17 @@ class GenerationRequest:
         """
         own, step = model.sample_size * scale, model.patch_size * scale
         largest = model.pos_embed_max_size * step
-        sides = {"height": self.height or own, "width": self.width or own}
-        for name, side in sides.items():
+        height, width = self.height or own, self.width or own
+        for name, side in (("height", height), ("width", width)):
             require(side % step == 0 and side <= largest, name, side, f"multiples of {step} from {step} to {largest}")
-        return dataclasses.replace(self, **sides)
+        return dataclasses.replace(self, height=height, width=width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, of a request that is `sized`."""
+        if self.height is None or self.width is None:
+            raise ConfigError("height", self.height, "a sized request: GenerationRequest.sized(model)")
+        return self.height, self.width
 
 
 def _check_whole(field: str, value: object, low: int, high: int) -> None:

@@ -1,4 +1,4 @@
-"""Which device the work runs on: Paddle's CPU, its CUDA build (`gpu`), or the CUDA plug-in for the CPU wheel (`nvgpu`)."""
+"""Where the work runs: Paddle's CPU build, its CUDA build (`gpu`), or a CUDA plug-in for the CPU build (`nvgpu`)."""
 
 from __future__ import annotations
 

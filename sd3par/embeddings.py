@@ -96,7 +96,7 @@ class TimeTextEmbedder(nn.Layer):
 
 
 def _frequencies() -> np.ndarray:
-    """Returns [128] fp32, torch's numbers: at t = 1000 one unit in the last place of a frequency moves a cosine by 6e-5.
+    """Returns [128] fp32, torch's numbers: at t = 1000 one unit in the last place moves a cosine by 6e-5.
 
     The exponent is in fp32, as torch has it, and its exp exactly rounded; torch rounds two of the 128 the other way.
     """
@@ -112,5 +112,3 @@ def sinusoids(timesteps: Tensor) -> Tensor:
     frequencies = paddle.to_tensor(_frequencies())
     angles = timesteps.unsqueeze(-1) * frequencies
     return paddle.concat([paddle.cos(angles), paddle.sin(angles)], axis=-1)
-
-

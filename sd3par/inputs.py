@@ -35,7 +35,8 @@ class PromptEmbeds:
             ConfigError: one of a pair is missing, or something is not an array of finite numbers.
         """
         names = ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-        arrays = [_array(name, value) for name, value in zip(names, (prompt, pooled, negative, negative_pooled))]
+        given = (prompt, pooled, negative, negative_pooled)
+        arrays = [_array(name, value) for name, value in zip(names, given, strict=True)]
         if all(array is None for array in arrays):
             return None
         for first, second in ((0, 1), (1, 0), (2, 3), (3, 2)):

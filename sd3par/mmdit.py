@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from sd3par import kernels
-from sd3par.attention import Attention, SequenceExchange
+from sd3par.attention import Attention, JointAttention, SequenceExchange
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder, patchify, unpatchify
 from sd3par.layers import Linear
@@ -86,8 +86,8 @@ class JointBlock(nn.Layer):
         dual = index in config.dual_attention_layers
         self.norm1 = Modulation(dim, 9 if dual else 6, mp, dtype)
         self.norm1_context = Modulation(dim, 2 if self.last else 6, mp, dtype)
-        self.attn = Attention(dim, heads, head_dim, dtype, norm, context=True, context_out=not self.last)
-        self.attn2 = Attention(dim, heads, head_dim, dtype, norm, context=False, context_out=False) if dual else None
+        self.attn = JointAttention(dim, heads, head_dim, dtype, norm, self.last)
+        self.attn2 = Attention(dim, heads, head_dim, dtype, norm) if dual else None
         self.ff = FeedForward(dim, mp, dtype)
         self.ff_context = None if self.last else FeedForward(dim, mp, dtype)
 
@@ -109,11 +109,11 @@ class JointBlock(nn.Layer):
         else:
             shift_d, scale_d, gate_d = dual
             x2 = kernels.adaln(image.x, scale_d, shift_d)
-            x, c = self._reduce(*self._attend_dual(x, x2, c, gate, gate_d, layout))
+            x, c = self._reduce(*self._attend_dual(self.attn2, x, x2, c, gate, gate_d, layout))
             image = image.plus(x, None)
 
         image, x = image.modulated(scale2, shift2)
-        if self.last:
+        if self.ff_context is None:
             x, _ = self._reduce(self.ff(x), None)
             return image.plus(x, gate2), context
         context, c = context.plus(c, gate_c).modulated(scale_c2, shift_c2)
@@ -127,23 +127,20 @@ class JointBlock(nn.Layer):
         y = kernels.attention(paddle.concat(heads, axis=1))  # [R, Ti + Tc, inner / sp]
         split = y.split([layout.image.total, layout.context.total], axis=1)
         x, c = self.exchange.to_tokens(split, list(layout))
-        return self.attn.to_out(x), self._context_out(c)
+        return self.attn.to_out(x), self.attn.context_out(c)
 
     def _attend_dual(
-        self, x: Tensor, x2: Tensor, c: Tensor, gate: Tensor, gate2: Tensor, layout: Layout
+        self, attn2: Attention, x: Tensor, x2: Tensor, c: Tensor, gate: Tensor, gate2: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor | None]:
         """Both attentions of a dual block in one exchange; the image's parts come gated and added: one sum for both."""
         tokens = [layout.image, layout.context, layout.image]
-        segments = [self.attn.heads_of_image(x), self.attn.heads_of_context(c), self.attn2.heads_of_image(x2)]
+        segments = [self.attn.heads_of_image(x), self.attn.heads_of_context(c), attn2.heads_of_image(x2)]
         *joint, alone = self.exchange.to_heads(segments, tokens)
         y = kernels.attention(paddle.concat(joint, axis=1))
         split = y.split([layout.image.total, layout.context.total], axis=1)
         x, c, x2 = self.exchange.to_tokens([*split, kernels.attention(alone)], tokens)
-        x = gate.unsqueeze(1) * self.attn.to_out(x) + gate2.unsqueeze(1) * self.attn2.to_out(x2)
-        return x, self._context_out(c)
-
-    def _context_out(self, c: Tensor) -> Tensor | None:
-        return None if self.last else self.attn.to_add_out(c)
+        x = gate.unsqueeze(1) * self.attn.to_out(x) + gate2.unsqueeze(1) * attn2.to_out(x2)
+        return x, self.attn.context_out(c)
 
     def _reduce(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Sums both streams over mp, in one buffer."""
@@ -158,8 +155,8 @@ class JointBlock(nn.Layer):
 class Conditions(NamedTuple):
     """What is constant over the steps of one request, computed once before the loop.
 
-    context: [R, tc, D], this sp rank's text tokens; positions: [ti, D] fp32; modulations: [N, R, k, D] for each adaLN, in
-    the order of `MMDiT.modulated_layers`.
+    context: [R, tc, D], this sp rank's text tokens; positions: [ti, D] fp32; modulations: [N, R, k, D] for each adaLN,
+    in the order of `MMDiT.modulated_layers`.
     """
 
     context: Tensor

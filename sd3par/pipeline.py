@@ -180,7 +180,12 @@ class SD3Pipeline:
             return self._render(request, inputs, output_type, callback_on_step_end, progress)
 
     def _render(
-        self, request: GenerationRequest, inputs: Inputs, output_type: str, callback: StepCallback | None, progress: bool
+        self,
+        request: GenerationRequest,
+        inputs: Inputs,
+        output_type: str,
+        callback: StepCallback | None,
+        progress: bool,
     ) -> GenerationOutput:
         """Renders a request that was checked."""
         count = inputs.count(request)
@@ -217,7 +222,10 @@ class SD3Pipeline:
         kind = "negative_prompt" if negative else "prompt"
         first, second, third = (getattr(request, kind + suffix) for suffix in ("", "_2", "_3"))
         texts = [spread(each or first or ("",), rows, request.num_images_per_prompt) for each in (first, second, third)]
-        return self.text.encode(*texts, request.max_sequence_length, self.transformer.config.joint_attention_dim)
+        if self.text is None:
+            raise ConfigError("prompt", request.prompt, "prompt_embeds: the model has no text encoders")
+        width = self.transformer.config.joint_attention_dim
+        return self.text.encode(texts[0], texts[1], texts[2], request.max_sequence_length, width)
 
     def _plan(self, request: GenerationRequest, inputs: Inputs) -> Schedule:
         return schedule(self.scheduler, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
@@ -225,13 +233,14 @@ class SD3Pipeline:
     def _start(self, request: GenerationRequest, inputs: Inputs, count: int, plan: Schedule) -> Tensor:
         """Returns the latents [B, C, h, w] fp32 that the loop starts from, the same on every rank."""
         scale, channels = self.vae.scale_factor, self.transformer.config.in_channels
-        shape = (count, channels, request.height // scale, request.width // scale)
+        height, width = request.size
+        shape = (count, channels, height // scale, width // scale)
         given = inputs.start(shape)
         if given is not None:
             return given
         if inputs.image is None:
             return paddle.to_tensor(noise(shape, request.seed))
-        picture = paddle.to_tensor(images.load_image(inputs.image, request.height, request.width))
+        picture = paddle.to_tensor(images.load_image(inputs.image, height, width))
         # diffusers draws the posterior's sample first, then the noise, from one generator per image.
         drawn = paddle.to_tensor(noise((count, 2 * channels, *shape[2:]), request.seed))
         posterior, fresh = drawn.chunk(2, axis=1)
@@ -250,7 +259,8 @@ class SD3Pipeline:
     @contextmanager
     def _ticks(self, plan: Schedule, progress: bool) -> Iterator[Any]:
         """Yields 0 .. N - 1 behind a progress bar on rank 0."""
-        with tqdm(range(plan.steps), desc="denoise", unit="step", disable=not progress or self.mesh.world.rank != 0) as bar:
+        hidden = not progress or self.mesh.world.rank != 0
+        with tqdm(range(plan.steps), desc="denoise", unit="step", disable=hidden) as bar:
             yield bar
 
     def _on_step(self, callback: StepCallback | None) -> OnStep | None:

@@ -20,13 +20,14 @@ def load_text(files: ModelFiles, dtype: str) -> TextEncoders | None:
     """
     if files.text_encoder is None:
         return None
+    t5 = files.text_encoder_3
     return TextEncoders(
         clip_l=CLIPTextEncoder.load(files.text_encoder, dtype),
         clip_g=CLIPTextEncoder.load(_part(files, files.text_encoder_2, "text_encoder_2"), dtype),
-        t5=None if files.text_encoder_3 is None else T5Encoder.load(files.text_encoder_3, dtype),
+        t5=None if t5 is None else T5Encoder.load(t5, dtype),
         tokenizer_l=CLIPTokenizer(_folder(files, files.tokenizer, "tokenizer")),
         tokenizer_g=CLIPTokenizer(_folder(files, files.tokenizer_2, "tokenizer_2")),
-        tokenizer_t5=None if files.text_encoder_3 is None else T5Tokenizer(_folder(files, files.tokenizer_3, "tokenizer_3")),
+        tokenizer_t5=None if t5 is None else T5Tokenizer(_folder(files, files.tokenizer_3, "tokenizer_3")),
     )  # fmt: skip
 
 

@@ -19,7 +19,8 @@ def main() -> None:
     arrays: dict[str, np.ndarray] = {}
     for variant, shape in VARIANTS.items():
         model = SD3Transformer2DModel(**shape).eval().double()  # the reference has no rounding of its own
-        state = {name: torch.from_numpy(weight(name, tuple(t.shape))).double() for name, t in model.state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        state = {name: torch.from_numpy(weight(name, shape)).double() for name, shape in shapes.items()}
         model.load_state_dict(state, strict=True)
         names = sorted(state)
         arrays[f"{variant}/names"] = np.array([f"{name} {','.join(map(str, state[name].shape))}" for name in names])

@@ -1,4 +1,6 @@
-"""Writes tests/golden/pipeline.npz: diffusers' pipelines on the bundled model. Run: python -m tests.make.golden_pipeline
+"""Writes tests/golden/pipeline.npz: diffusers' pipelines on the bundled model.
+
+Run: python -m tests.make.golden_pipeline
 
 Again after every change of sd3par/tiny. Latents of each case with random weights, and some pictures by the trained
 ones, as 8-bit levels.
