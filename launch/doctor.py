@@ -21,7 +21,7 @@ from sd3par.launch import endings
 from sd3par.launch.parser import Parser
 from sd3par.launch.report import table
 
-NEEDED = ("numpy", "safetensors", "tokenizers", "sentencepiece", "pillow", "tqdm")
+NEEDED = ("numpy", "safetensors", "tokenizers", "pillow", "tqdm")
 PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", *NEEDED, "triton")
 
 

@@ -11,7 +11,7 @@ from tests import ranks, tolerances
 LARGEST_SHARE = {1: 1.0, 2: 0.52, 4: 0.27}  # of the block weights' bytes, at mp 1, 2 and 4
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "meshes"), [(2, 3), (4, 6)])
 def test_every_mesh_equals_diffusers(world: int, meshes: int) -> None:
     for printed in ranks.run(world, "tests.mesh_worker"):

@@ -22,6 +22,9 @@ UNLIMITED = 1 << 30
 MOST_EXTRA_IDS = 1000  # T5 has 100
 
 
+UNKNOWN_PIECE = 2  # sentencepiece_model.proto: SentencePiece.Type.UNKNOWN
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a tokenizer folder says beside its vocabulary.
@@ -137,10 +140,10 @@ def build_t5(folder: Path, settings: Settings) -> Tokenizer:
     """
     where = folder / "spiece.model"
     data = read_bytes(where)
-    model = parsed(where, lambda: spiece.parse_model(data))
+    model = parsed(where, lambda: spiece.parse_model(where, data))
     extra = [f"<extra_id_{i}>" for i in range(settings.extra_ids - 1, -1, -1)]
     vocabulary = [(piece.piece, piece.score) for piece in model.pieces] + [(text, 0.0) for text in extra]
-    unknown = next((i for i, piece in enumerate(model.pieces) if piece.type == spiece.UNKNOWN), None)
+    unknown = next((i for i, piece in enumerate(model.pieces) if piece.type == UNKNOWN_PIECE), None)
     pipeline = Tokenizer(parsed(where, lambda: models.Unigram(vocabulary, unk_id=unknown)))
     if model.normalizer_spec.precompiled_charsmap:
         pipeline.normalizer = parsed(where, lambda: normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap))
@@ -188,7 +191,7 @@ def parsed(where: Path, parse: Callable[[], T]) -> T:
     """
     try:
         return parse()
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, CheckpointError):
         raise
     except BaseException as error:  # tokenizers raises bare Exception, and BaseException where its Rust code panics
         raise CheckpointError(where, f"broken: {shorten(str(error))}", "a sound tokenizer file") from None

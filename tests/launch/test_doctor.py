@@ -45,7 +45,7 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(doctor, "installed", lambda: {"sd3par": "0.1.0", "numpy": "2.0"})
     assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert "bad  packages  safetensors, tokenizers, sentencepiece, pillow, tqdm missing" in out
+    assert "bad  packages  safetensors, tokenizers, pillow, tqdm missing" in out
     assert "-> python -m pip install safetensors" in out
 
 
