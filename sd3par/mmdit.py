@@ -233,7 +233,7 @@ class MMDiT(nn.Layer):
         layout = Layout(tokens_for(sp.rank, sp.size, grid[0] * grid[1]), tokens_for(sp.rank, sp.size, context.shape[1]))
         temb = self.time_text_embed(timesteps, pooled)  # [N, R, D]
         return Conditions(
-            context=shard(self.context_embedder(context), layout.context),
+            context=self.context_embedder(shard(context, layout.context)),
             positions=shard(self.pos_embed.positions(grid).unsqueeze(0), layout.image)[0],
             modulations=self._modulations(F.silu(temb)),
             layout=layout,

@@ -1,0 +1,68 @@
+"""Loading a model never holds a second copy of the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sd3par.config import ModelConfig
+from sd3par.mesh import Mesh
+from sd3par.mmdit import MMDiT
+from sd3par.plan import mmdit_source
+from tests.ranks import ROOT
+
+CONFIG = dict(
+    sample_size=16, num_layers=4, attention_head_dim=64, num_attention_heads=8, joint_attention_dim=512,
+    caption_projection_dim=512, pooled_projection_dim=512, pos_embed_max_size=16,
+)  # fmt: skip
+LOAD = """
+import sys
+from sd3par.device import Device
+from sd3par.mesh import Axis, Mesh
+from sd3par.mmdit import MMDiT
+from sd3par.weights import open_transformer
+
+def anonymous():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+mp = int(sys.argv[2])
+Device("cpu", "float32").activate()
+before = anonymous()
+model = MMDiT.load(open_transformer(sys.argv[1]), "float32", Mesh(mp=Axis(mp, 0)))
+print(anonymous() - before, sum(p.numel().item() for p in model.parameters()) * 4)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer folder of about 160 MB."""
+    where = tmp_path_factory.mktemp("transformer")
+    model = MMDiT(ModelConfig(**CONFIG), Mesh.single())  # type: ignore[arg-type]
+    arrays = {}
+    for name, parameter in model.named_parameters():
+        keys = mmdit_source(name).keys
+        shape = list(parameter.shape)
+        if name.endswith("weight") and len(shape) == 2:
+            shape = shape[::-1]
+        for key in keys:
+            arrays[key] = np.full([shape[0] // len(keys), *shape[1:]], 0.01, np.float32)
+    save_file(arrays, where / "diffusion_pytorch_model.safetensors")
+    (where / "config.json").write_text(json.dumps(CONFIG))
+    return where
+
+
+@pytest.mark.parametrize("mp", [1, 4])
+def test_no_second_copy(folder: Path, mp: int) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", LOAD, str(folder), str(mp)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    grown, held = (int(word) for word in done.stdout.split()[-2:])
+    largest = 3 * 4 * 512 * 512 * 4  # a modulation or MLP tensor, while it is read, cast and transposed
+    assert held > 100e6 / mp * 0.9
+    assert grown < held + 3 * largest
