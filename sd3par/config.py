@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -137,6 +138,29 @@ class ModelConfig:
         """Channels of the noise prediction."""
         return self.out_channels or self.in_channels
 
+    def check_batch(self, shapes: Mapping[str, Sequence[int]], dp: int) -> None:
+        """Raises ConfigError where the inputs of a whole batch do not fit the model, each other, or dp.
+
+        shapes: of latents [R, C, h, w], context [R, Tc, J], pooled [R, P] and timestep [R].
+        """
+        latents = list(shapes["latents"])
+        require(len(latents) == 4, "latents", f"shape {latents}", "four axes: [rows, channels, height, width]")
+        rows, _, height, width = latents
+        require(rows >= 1 and rows % dp == 0, "latents", f"{rows} rows", f"a multiple of dp_size {dp}")
+        patch, most = self.patch_size, self.patch_size * self.pos_embed_max_size
+        for side in (height, width):
+            fits = side % patch == 0 and patch <= side <= most
+            require(fits, "latents", f"shape {latents}", f"sides that are multiples of {patch} up to {most}")
+        tokens = shapes["context"][1] if len(shapes["context"]) == 3 else 1
+        want = {
+            "latents": [rows, self.in_channels, height, width],
+            "context": [rows, max(tokens, 1), self.joint_attention_dim],
+            "pooled": [rows, self.pooled_projection_dim],
+            "timestep": [rows],
+        }
+        for name, shape in want.items():
+            require(list(shapes[name]) == shape, name, f"shape {list(shapes[name])}", f"shape {shape}")
+
     def check_mesh(self, parallel: ParallelConfig) -> None:
         """Raises ConfigError where the heads do not divide over `mp * sp`."""
         parts = parallel.mp * parallel.sp
@@ -186,6 +210,16 @@ class GenerationRequest:
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name), 1, 1 << 16)
         self._check_texts()
+        self._plain_numbers()
+
+    def _plain_numbers(self) -> None:
+        """numpy's numbers are as good as Python's, but JSON does not know them."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, numbers.Integral):
+                object.__setattr__(self, field.name, int(value))
+            elif isinstance(value, numbers.Real):
+                object.__setattr__(self, field.name, float(value))
 
     def _check_texts(self) -> None:
         count = None if self.prompt is None else len(self.prompt)
@@ -229,12 +263,12 @@ class GenerationRequest:
 
 
 def _check_whole(field: str, value: object, low: int, high: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     require(whole and low <= value <= high, field, value, f"a whole number from {low} to {high}")  # type: ignore[operator]
 
 
 def _check_number(field: str, value: object, low: float, high: float) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     require(number and low <= value <= high, field, value, f"a number from {low:g} to {high:g}")  # type: ignore[operator]
 
 

@@ -14,15 +14,15 @@ from paddle import Tensor
 
 from sd3par import kernels
 from sd3par.embeddings import patchify, unpatchify
-from sd3par.errors import Cancelled
 from sd3par.guidance import halves
-from sd3par.mesh import Mesh
 from sd3par.mmdit import Conditions, MMDiT, shard
 from sd3par.plan import Rows
 from sd3par.scheduler import Schedule
 from sd3par.text import TextStates
 
-OnStep = Callable[[int, float, Tensor], "Tensor | None"]
+# (index, timestep, all latents [B, C, h, w]) -> latents to go on with or None, and whether to stop.
+OnStep = Callable[[int, float, Tensor], "tuple[Tensor | None, bool]"]
+MODULATION_BYTES = 1 << 30  # held at a time; SD3-medium with guidance takes 3.5 MB a step and image in fp32
 
 
 class Denoiser:
@@ -40,10 +40,17 @@ class Denoiser:
         self.model, self.mesh, self.rows, self.plan = model, model.mesh, rows, plan
         self.patch = model.config.patch_size
         self.grid = (size[0] // self.patch, size[1] // self.patch)
-        timesteps = np.repeat(plan.timesteps[:, None], text.pooled.shape[0], axis=1)  # [N, R]
-        context, pooled = text.context.astype(model.dtype), text.pooled.astype(model.dtype)
-        self.conditions: Conditions = model.prepare(context, pooled, paddle.to_tensor(timesteps), self.grid)
+        self.pooled = text.pooled.astype(model.dtype)
+        self.timesteps = paddle.to_tensor(np.repeat(plan.timesteps[:, None], self.pooled.shape[0], axis=1))  # [N, R]
+        self.window = self._window()
+        first = self.timesteps[: self.window]
+        self.conditions: Conditions = model.prepare(text.context.astype(model.dtype), self.pooled, first, self.grid)
         self.deltas = paddle.to_tensor(np.diff(plan.sigmas))  # [N] fp32
+
+    def _window(self) -> int:
+        """Returns how many steps' modulations are held at a time: all of them, in nearly every request."""
+        width = sum(layer.count for layer in self.model.modulated_layers()) * self.model.config.dim
+        return max(1, MODULATION_BYTES // (4 * width * self.pooled.shape[0]))
 
     def run(
         self, latents: Tensor, guidance_scale: float, ticks: Iterable[int], on_step: OnStep | None = None
@@ -52,8 +59,7 @@ class Denoiser:
 
         Args:
             ticks: iterates over 0 .. N - 1, as a progress bar does.
-            on_step: called on every rank after each step with (index, timestep, all latents [B, C, h, w]); may return
-                latents to go on with, or raise Cancelled to stop after this step (on all ranks).
+            on_step: called on every rank after each step; may change the latents, and stop the loop on all ranks.
         """
         tokens = self.scatter(latents)
         for index in ticks:
@@ -66,7 +72,11 @@ class Denoiser:
 
     def step(self, tokens: Tensor, guidance_scale: float, index: int) -> Tensor:
         """tokens: [B', ti, W] fp32 of this rank -> the same after step `index`."""
-        prediction = self.model.step(tokens, self.conditions, index)
+        turn, place = divmod(index, self.window)
+        if turn and place == 0:
+            steps = self.timesteps[index : index + self.window]
+            self.conditions = self.conditions._replace(modulations=self.model.modulations(steps, self.pooled))
+        prediction = self.model.step(tokens, self.conditions, place)
         uncond, cond = halves(prediction, self.rows, self.mesh)
         return kernels.guidance_euler(tokens, uncond, cond, guidance_scale, self.deltas[index])
 
@@ -85,17 +95,6 @@ class Denoiser:
 
     def _report(self, tokens: Tensor, index: int, on_step: OnStep) -> tuple[Tensor, bool]:
         """Returns the tokens to go on with and whether a rank asked to stop: all stop at the same step."""
-        stop = False
-        try:
-            changed = on_step(index, float(self.plan.timesteps[index]), self.gather(tokens))
-            tokens = tokens if changed is None else self.scatter(changed.astype("float32"))
-        except Cancelled:
-            stop = True
-        return tokens, agree(self.mesh, stop)
-
-
-def agree(mesh: Mesh, flag: bool) -> bool:
-    """Returns whether any process of the mesh passed True."""
-    if mesh.world.size == 1:
-        return flag
-    return bool(mesh.all_reduce(mesh.world, paddle.to_tensor([float(flag)])).item() > 0)
+        changed, stop = on_step(index, float(self.plan.timesteps[index]), self.gather(tokens))
+        tokens = tokens if changed is None else self.scatter(changed.astype("float32"))
+        return tokens, self.mesh.any(stop)

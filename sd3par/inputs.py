@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from paddle import Tensor
 
 from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig, parse_config, require
 from sd3par.errors import ConfigError
+from sd3par.images import load_image
 from sd3par.plan import Rows, rows_for
 from sd3par.scheduler import SchedulerConfig, schedule
 from sd3par.text import TextStates
@@ -47,7 +49,10 @@ class PromptEmbeds:
 
     def check(self, request: GenerationRequest, model: ModelConfig) -> None:
         """Raises ConfigError where the shapes do not fit the model or each other, or prompts are given as well."""
-        require(request.prompt is None, "prompt", request.prompt, "nothing: prompt_embeds are given")
+        for name in ("prompt", "prompt_2", "prompt_3"):
+            require(getattr(request, name) is None, name, getattr(request, name), "nothing: prompt_embeds are given")
+        for name in ("negative_prompt", "negative_prompt_2", "negative_prompt_3"):
+            self._check_negative(name, getattr(request, name))
         count, tokens = self.prompt.shape[0], self.prompt.shape[1]
         want = {
             "prompt_embeds": (self.prompt, [count, tokens, model.joint_attention_dim]),
@@ -58,6 +63,12 @@ class PromptEmbeds:
         for name, (array, shape) in want.items():
             fits = array is None or list(array.shape) == shape
             require(fits, name, f"shape {None if array is None else list(array.shape)}", f"shape {shape}")
+
+    def _check_negative(self, name: str, texts: tuple[str, ...] | None) -> None:
+        if texts is not None:
+            require(self.negative is None, name, texts, "nothing: negative_prompt_embeds are given")
+            count = self.prompt.shape[0]
+            require(len(texts) in (1, count), name, f"{len(texts)} texts", f"one, or one for each of {count} embeds")
 
     def states(self, rows: Rows, per_prompt: int, negative: bool) -> TextStates | None:
         """Returns one row per image of this rank, of one half, or None where that half was not given."""
@@ -82,8 +93,16 @@ def _array(name: str, value: Any) -> Tensor | None:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What the loop begins with where it is not noise: latents [B, C, h, w] fp32, or a picture [1, 3, H, W]."""
+
+    latents: Tensor | None = None
+    picture: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Inputs:
-    """image: path, PIL image or array for image-to-image. latents: [B, C, h, w] to start from in place of noise.
+    """image: path, PIL image or [H, W, 3] array. latents: [B, C, h, w] to begin with in place of noise.
 
     embeds: text states in place of prompts. sigmas: one per step, in place of the scheduler's.
     """
@@ -91,7 +110,7 @@ class Inputs:
     image: Any = None
     latents: Any = None
     embeds: PromptEmbeds | None = None
-    sigmas: tuple[float, ...] | None = None
+    sigmas: Sequence[float] | None = None
 
     def count(self, request: GenerationRequest) -> int:
         """Returns B, the number of images: prompts times images per prompt."""
@@ -102,16 +121,22 @@ class Inputs:
         """Returns the part of the schedule that runs: all of it without an image."""
         return 1.0 if self.image is None else request.strength
 
-    def start(self, shape: tuple[int, ...]) -> Tensor | None:
-        """Returns the given latents as [B, C, h, w] fp32, or None.
+    def start(self, shape: tuple[int, ...], height: int, width: int) -> Start:
+        """Opens what was given to begin with.
+
+        Args:
+            shape: (B, C, h, w) of the request's latents.
+            height: of the picture in pixels, and width; another image is resized.
 
         Raises:
-            ConfigError: another shape, or numbers that are not finite.
+            ConfigError: latents of another shape or not finite, or an image that cannot be read.
         """
+        if self.image is not None:
+            return Start(picture=paddle.to_tensor(load_image(self.image, height, width)))
         latents = _array("latents", self.latents)
         if latents is not None:
             require(tuple(latents.shape) == shape, "latents", f"shape {list(latents.shape)}", f"shape {list(shape)}")
-        return latents
+        return Start(latents=latents)
 
 
 def preflight(
@@ -131,6 +156,7 @@ def preflight(
     else:
         require(request.prompt is not None, "prompt", None, "a text, or prompt_embeds and pooled_prompt_embeds")
     _check_encoders(files, request, inputs)
+    _check_sigmas(inputs.sigmas)
     require(inputs.image is None or inputs.latents is None, "latents", "an array", "nothing: image is given")
     rows_for(0, parallel.dp, inputs.count(request), request.guidance)
     config = SchedulerConfig.parse(files.scheduler, "scheduler")
@@ -143,3 +169,29 @@ def _check_encoders(files: ModelFiles, request: GenerationRequest, inputs: Input
     if files.text_encoder is None and not given:
         allowed = "prompt_embeds and pooled_prompt_embeds (with guidance the negative ones too)"
         raise ConfigError("prompt", request.prompt, f"{allowed}: {files.name} has no text encoders")
+    if inputs.embeds is not None and inputs.embeds.negative is None and request.guidance and files.text_encoder:
+        tokens, clip = inputs.embeds.prompt.shape[1], files.text_encoder.config.get("max_position_embeddings", 77)
+        allowed = f"{clip} + max_sequence_length tokens, as the negative prompt has, or negative_prompt_embeds"
+        require(tokens == clip + request.max_sequence_length, "prompt_embeds", f"{tokens} tokens", allowed)
+
+
+def _check_sigmas(sigmas: Any) -> None:
+    listed = sigmas is None or isinstance(sigmas, (list, tuple, np.ndarray))
+    require(listed, "sigmas", sigmas, "a list of numbers, one per step")
+
+
+def spread(texts: tuple[str, ...], rows: Rows, per_prompt: int) -> list[str]:
+    """Returns the text of each image of this rank, from one text for all or one per prompt."""
+    return [texts[0] if len(texts) == 1 else texts[image // per_prompt] for image in rows.images]
+
+
+def texts(field: str, given: Any) -> tuple[str, ...] | None:
+    """Returns one text or several as a tuple.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if given is None or isinstance(given, (list, tuple)):
+        return given if given is None else tuple(given)
+    require(isinstance(given, str), field, given, "a text, or a list of texts")
+    return (given,)

@@ -18,8 +18,10 @@ class Unset(nn.initializer.Initializer):
 
 
 def parameter(layer: nn.Layer, shape: list[int], dtype: str) -> Tensor:
-    """Returns a parameter of `shape` that has no memory yet."""
-    return layer.create_parameter(shape, dtype=dtype, default_initializer=Unset())
+    """Returns a parameter of `shape` that has no memory yet and no gradient ever: nothing here is trained."""
+    made = layer.create_parameter(shape, dtype=dtype, default_initializer=Unset())
+    made.stop_gradient = True
+    return made
 
 
 class Linear(nn.Layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from sd3par.errors import RankFailure
 from sd3par.plan import check_world
 
 CONNECT_TIMEOUT_S = 120  # ranks start within seconds of each other; loading comes later
+MEET_TIMEOUT_S = 1800  # the largest checkpoint from a slow disk; a rank that dies meanwhile is the watchdog's business
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,34 @@ class Mesh:
         """Returns `[size, ...]` whose part j is part `axis.rank` of process j's `x: [size, ...]`."""
         if axis.size == 1:
             return x
-        # gloo has no all-to-all; this sends size times as much. NCCL's own takes its place on GPUs.
+        # gloo has no all-to-all; this sends size times as much as one would.
         every = self.all_gather(axis, x.reshape([axis.size, -1]))  # flat: Paddle slices at most six axes
         return every[:, axis.rank].reshape(x.shape)
+
+    def any(self, flag: bool) -> bool:
+        """Returns whether any process of the mesh passed True."""
+        if self.world.size == 1:
+            return flag
+        return bool(self.all_reduce(self.world, paddle.to_tensor([float(flag)])).item() > 0)
+
+    def meet(self, where: str) -> None:
+        """Waits until every process has come to `where`, for up to `MEET_TIMEOUT_S`: ranks load at different speeds.
+
+        Raises:
+            RankFailure: one did not come.
+        """
+        if self.world.size == 1:
+            return
+        from paddle.distributed import collective
+
+        store, end = collective._default_store, time.monotonic() + MEET_TIMEOUT_S
+        turn = store.add(f"sd3par/{where}/{self.world.rank}", 1)  # a key of its own for each meeting
+        key = f"sd3par/{where}/turn {turn}"
+        store.add(key, 1)
+        while store.add(key, 0) < self.world.size:
+            if time.monotonic() > end:
+                raise RankFailure(f"not all processes came to {where!r} within {MEET_TIMEOUT_S} s")
+            time.sleep(0.02)
 
     def barrier(self) -> None:
         """Waits until every process is here; gloo gives up after 30 s."""

@@ -12,11 +12,13 @@ from paddle import Tensor, nn
 from sd3par import kernels
 from sd3par.attention import Attention, JointAttention, SequenceExchange
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
+from sd3par.device import choose
 from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder, patchify, unpatchify
 from sd3par.layers import Linear
 from sd3par.mesh import Mesh
 from sd3par.plan import Tokens, mmdit_source, tokens_for
-from sd3par.weights import Component, fill
+from sd3par.watchdog import Watchdog
+from sd3par.weights import Component, fill, open_transformer
 
 
 class Residual(NamedTuple):
@@ -203,20 +205,24 @@ class MMDiT(nn.Layer):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: str = "auto", parallel: ParallelConfig = ParallelConfig()
+        cls, path: str | Path, dtype: str = "auto", parallel: ParallelConfig = ParallelConfig(), device: str = "auto"
     ) -> MMDiT:
         """Returns the model in `path`: a diffusers `transformer/` folder or whatever SD3Pipeline takes.
 
         Raises:
             ConfigError, CheckpointError: what is asked for is not possible, or the files do not fit.
+            RankFailure: the other processes did not come up.
         """
-        from sd3par import device
-        from sd3par.weights import open_transformer
-
-        component = open_transformer(path)
+        target, component = choose(dtype, device), open_transformer(path)
         parse_config(ModelConfig, component.config, component.where).check_mesh(parallel)
-        name = device.choose(dtype)
-        return cls.load(component, name.dtype, Mesh.from_env(parallel))
+        target.activate()
+        mesh = Mesh.from_env(parallel)
+        watchdog = Watchdog.start(mesh)
+        with watchdog.told_of_errors():
+            model = cls.load(component, target.dtype, mesh)
+            mesh.meet("loaded")
+        model.watchdog = watchdog
+        return model
 
     def modulated_layers(self) -> list[Modulation]:
         """Returns every adaLN's linear: two a block (image, text), then the output's."""
@@ -231,16 +237,19 @@ class MMDiT(nn.Layer):
         """
         sp = self.mesh.sp
         layout = Layout(tokens_for(sp.rank, sp.size, grid[0] * grid[1]), tokens_for(sp.rank, sp.size, context.shape[1]))
-        temb = self.time_text_embed(timesteps, pooled)  # [N, R, D]
         return Conditions(
             context=self.context_embedder(shard(context, layout.context)),
             positions=shard(self.pos_embed.positions(grid).unsqueeze(0), layout.image)[0],
-            modulations=self._modulations(F.silu(temb)),
+            modulations=self.modulations(timesteps, pooled),
             layout=layout,
         )
 
-    def _modulations(self, condition: Tensor) -> list[Tensor]:
-        """condition: [N, R, D] -> [N, R, k, D] of every adaLN; under mp each rank computes columns, gathered once."""
+    def modulations(self, timesteps: Tensor, pooled: Tensor) -> list[Tensor]:
+        """timesteps: [N, R] fp32, pooled: [R, P] -> [N, R, k, D] of every adaLN.
+
+        Under mp each rank computes columns; they are gathered once for all layers and steps.
+        """
+        condition = F.silu(self.time_text_embed(timesteps, pooled))  # [N, R, D]
         layers = self.modulated_layers()
         parts = [layer(condition) for layer in layers]
         steps, rows, dim = condition.shape
@@ -279,7 +288,12 @@ class MMDiT(nn.Layer):
         """Predicts the noise of a whole batch; every rank passes and gets all rows.
 
         latents: [R, C, H/8, W/8], context: [R, Tc, J], pooled: [R, P], timestep: [R] -> [R, C, H/8, W/8].
+
+        Raises:
+            ConfigError: shapes that do not fit the model or each other, or rows that dp does not divide.
         """
+        given = {"latents": latents, "context": context, "pooled": pooled, "timestep": timestep}
+        self.config.check_batch({name: tensor.shape for name, tensor in given.items()}, self.mesh.dp.size)
         dp, p = self.mesh.dp, self.config.patch_size
         share = latents.shape[0] // dp.size
         mine = slice(dp.rank * share, (dp.rank + 1) * share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from sd3par import images, weights
 from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig, parse_config, require
 from sd3par.denoise import Denoiser, OnStep
 from sd3par.device import Device, choose, synchronize
-from sd3par.errors import Cancelled, ConfigError
+from sd3par.errors import Cancelled, ConfigError, RankFailure
 from sd3par.guidance import text_rows
-from sd3par.inputs import Inputs, PromptEmbeds, preflight
+from sd3par.inputs import Inputs, PromptEmbeds, Start, preflight, spread, texts
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
 from sd3par.noise import noise
@@ -41,11 +41,12 @@ class GenerationOutput:
     """images: B of PIL, or one array [B, H, W, 3] fp32 from 0 to 1 ("np"), or latents [B, C, h, w] ("latent").
 
     timings: seconds of "encode", "denoise" and "decode" on this rank; "denoise" holds noise and everything that is
-    computed once before the loop.
+    computed once before the loop. steps: how many ran; image-to-image skips some.
     """
 
     images: Any
     timings: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 0
 
 
 class SD3Pipeline:
@@ -58,8 +59,9 @@ class SD3Pipeline:
         self.files, self.transformer, self.vae, self.text = files, transformer, vae, text
         self.mesh, self.parallel = mesh, parallel
         self.scheduler = SchedulerConfig.parse(files.scheduler, "scheduler")
+        self.engine = "eager"
         self.interrupt = False
-        self.watchdog: Watchdog | None = None
+        self.watchdog = Watchdog.start(Mesh.single())
 
     @classmethod
     def from_pretrained(
@@ -88,6 +90,7 @@ class SD3Pipeline:
             RankFailure: the other processes did not come up.
         """
         require(engine in ENGINES, "engine", engine, " or ".join(ENGINES))
+        require(isinstance(parallel, ParallelConfig), "parallel", parallel, "a ParallelConfig(dp=..., mp=..., sp=...)")
         target = choose(dtype, device)
         files = weights.open_model(path, tokenizers, text_encoder_3)
         parse_config(ModelConfig, files.transformer.config, files.transformer.where).check_mesh(parallel)
@@ -96,6 +99,7 @@ class SD3Pipeline:
         watchdog = Watchdog.start(mesh, rank_timeout_s)
         with watchdog.told_of_errors():
             pipe = cls.load(files, target, mesh, parallel)
+            mesh.meet("loaded")
         pipe.watchdog = watchdog
         return pipe
 
@@ -140,7 +144,7 @@ class SD3Pipeline:
         Args:
             prompt: a text or a list; prompt_2 and prompt_3 go to CLIP-G and T5, default: prompt.
             seed: image i of the call equals what diffusers draws with `torch.Generator("cpu").manual_seed(seed + i)`.
-            image: path, PIL image or array to start from (image-to-image); strength: how much of it to replace.
+            image: path, PIL image or [H, W, 3] array to begin with (image-to-image); strength: how much to replace.
             latents: [B, C, h, w], in place of noise. prompt_embeds: [n, Tc, J] and pooled_prompt_embeds: [n, P], in
                 place of prompts.
             output_type: "pil", "np" or "latent".
@@ -151,17 +155,21 @@ class SD3Pipeline:
             ConfigError: something is out of range, or an argument of diffusers' that is not supported.
         """
         for name in unsupported:
-            raise ConfigError(name, unsupported[name], "no such argument here (generator: use seed; see the docstring)")
-        given = (prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds)
+            raise ConfigError(
+                name, type(unsupported[name]).__name__, "nothing: not supported here (generator: use seed)"
+            )
         request = GenerationRequest(
-            prompt=_texts(prompt), prompt_2=_texts(prompt_2), prompt_3=_texts(prompt_3), height=height, width=width,
-            negative_prompt=_texts(negative_prompt), negative_prompt_2=_texts(negative_prompt_2),
-            negative_prompt_3=_texts(negative_prompt_3), num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale, num_images_per_prompt=num_images_per_prompt, seed=seed, strength=strength,
-            max_sequence_length=max_sequence_length,
+            prompt=texts("prompt", prompt), prompt_2=texts("prompt_2", prompt_2), prompt_3=texts("prompt_3", prompt_3),
+            negative_prompt=texts("negative_prompt", negative_prompt),
+            negative_prompt_2=texts("negative_prompt_2", negative_prompt_2),
+            negative_prompt_3=texts("negative_prompt_3", negative_prompt_3), height=height, width=width,
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, seed=seed, strength=strength,
+            num_images_per_prompt=num_images_per_prompt, max_sequence_length=max_sequence_length,
         )  # fmt: skip
-        embeds = PromptEmbeds.of(*given)
-        inputs = Inputs(image, latents, embeds, None if sigmas is None else tuple(sigmas))
+        embeds = PromptEmbeds.of(
+            prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds
+        )
+        inputs = Inputs(image, latents, embeds, sigmas)
         return self.generate(request, inputs, output_type, callback_on_step_end, progress)
 
     @paddle.no_grad()
@@ -174,15 +182,31 @@ class SD3Pipeline:
         progress: bool = True,
     ) -> GenerationOutput:
         """Renders a request; see `__call__`. An error on this rank alone is told to the others, which end with it."""
-        require(output_type in OUTPUT_TYPES, "output_type", output_type, ", ".join(OUTPUT_TYPES))
-        request = preflight(self.files, request, self.parallel, inputs)
-        with nullcontext() if self.watchdog is None else self.watchdog.told_of_errors():
-            return self._render(request, inputs, output_type, callback_on_step_end, progress)
+        with self._door():
+            require(output_type in OUTPUT_TYPES, "output_type", output_type, ", ".join(OUTPUT_TYPES))
+            callback, allowed = callback_on_step_end, "a function of (pipe, step, timestep, kwargs)"
+            require(callback is None or callable(callback), "callback_on_step_end", callback, allowed)
+            request = preflight(self.files, request, self.parallel, inputs)
+            start = inputs.start(self._latent_shape(request, inputs), *request.size)
+        with self.watchdog.told_of_errors():
+            return self._render(request, inputs, start, output_type, callback, progress)
+
+    @contextmanager
+    def _door(self) -> Iterator[None]:
+        """Within it every rank checks. Where one refuses, all raise and none waits; the next request works."""
+        refused: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            refused = error
+        if self.mesh.any(refused is not None):
+            raise refused or RankFailure("another process refused this request; its error says why")
 
     def _render(
         self,
         request: GenerationRequest,
         inputs: Inputs,
+        start: Start,
         output_type: str,
         callback: StepCallback | None,
         progress: bool,
@@ -196,13 +220,13 @@ class SD3Pipeline:
             text = self._encode(request, inputs, rows)
         with timed(seconds, "denoise"):
             plan = self._plan(request, inputs)
-            start = self._start(request, inputs, count, plan)
-            denoiser = Denoiser(self.transformer, rows, text, plan, (start.shape[2], start.shape[3]))
+            begin = self._begin(request, start, self._latent_shape(request, inputs), plan)
+            denoiser = Denoiser(self.transformer, rows, text, plan, (begin.shape[2], begin.shape[3]))
             with self._ticks(plan, progress) as ticks:
-                latents = denoiser.run(start, request.guidance_scale, ticks, self._on_step(callback))
+                latents = denoiser.run(begin, request.guidance_scale, ticks, self._on_step(callback))
         with timed(seconds, "decode"):
             result = self._decode(latents, output_type)
-        return GenerationOutput(result, seconds)
+        return GenerationOutput(result, seconds, plan.steps)
 
     def _encode(self, request: GenerationRequest, inputs: Inputs, rows: Rows) -> TextStates:
         """Returns the states of this dp rank's rows only."""
@@ -221,30 +245,33 @@ class SD3Pipeline:
                 return states
         kind = "negative_prompt" if negative else "prompt"
         first, second, third = (getattr(request, kind + suffix) for suffix in ("", "_2", "_3"))
-        texts = [spread(each or first or ("",), rows, request.num_images_per_prompt) for each in (first, second, third)]
+        halves = [
+            spread(each or first or ("",), rows, request.num_images_per_prompt) for each in (first, second, third)
+        ]
         if self.text is None:
             raise ConfigError("prompt", request.prompt, "prompt_embeds: the model has no text encoders")
         width = self.transformer.config.joint_attention_dim
-        return self.text.encode(texts[0], texts[1], texts[2], request.max_sequence_length, width)
+        return self.text.encode(halves[0], halves[1], halves[2], request.max_sequence_length, width)
 
     def _plan(self, request: GenerationRequest, inputs: Inputs) -> Schedule:
         return schedule(self.scheduler, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
 
-    def _start(self, request: GenerationRequest, inputs: Inputs, count: int, plan: Schedule) -> Tensor:
-        """Returns the latents [B, C, h, w] fp32 that the loop starts from, the same on every rank."""
-        scale, channels = self.vae.scale_factor, self.transformer.config.in_channels
+    def _latent_shape(self, request: GenerationRequest, inputs: Inputs) -> tuple[int, int, int, int]:
+        """Returns (B, C, h, w) of all images of a request."""
         height, width = request.size
-        shape = (count, channels, height // scale, width // scale)
-        given = inputs.start(shape)
-        if given is not None:
-            return given
-        if inputs.image is None:
+        scale, channels = self.vae.scale_factor, self.transformer.config.in_channels
+        return inputs.count(request), channels, height // scale, width // scale
+
+    def _begin(self, request: GenerationRequest, start: Start, shape: tuple[int, ...], plan: Schedule) -> Tensor:
+        """Returns the latents [B, C, h, w] fp32 that the loop begins with, the same on every rank."""
+        if start.latents is not None:
+            return start.latents
+        if start.picture is None:
             return paddle.to_tensor(noise(shape, request.seed))
-        picture = paddle.to_tensor(images.load_image(inputs.image, height, width))
         # diffusers draws the posterior's sample first, then the noise, from one generator per image.
-        drawn = paddle.to_tensor(noise((count, 2 * channels, *shape[2:]), request.seed))
+        drawn = paddle.to_tensor(noise((shape[0], 2 * shape[1], *shape[2:]), request.seed))
         posterior, fresh = drawn.chunk(2, axis=1)
-        latents = self.vae.encode(picture.expand([count, *picture.shape[1:]]), posterior)
+        latents = self.vae.encode(start.picture, posterior)  # [1, 3, H, W], encoded once -> [B, C, h, w]
         return add_noise(latents, fresh, float(plan.sigmas[0]))
 
     def _decode(self, latents: Tensor, output_type: str) -> Any:
@@ -267,13 +294,30 @@ class SD3Pipeline:
         if callback is None:
             return None
 
-        def on_step(index: int, timestep: float, latents: Tensor) -> Tensor | None:
-            changed = callback(self, index, timestep, {"latents": latents}) or {}
-            if self.interrupt:
-                raise Cancelled
-            return changed.get("latents")
+        def on_step(index: int, timestep: float, latents: Tensor) -> tuple[Tensor | None, bool]:
+            stop = False
+            try:
+                returned = callback(self, index, timestep, {"latents": latents})
+            except Cancelled:
+                returned, stop = None, True
+            return changed_latents(returned, latents), stop or self.interrupt
 
         return on_step
+
+
+def changed_latents(returned: Any, latents: Tensor) -> Tensor | None:
+    """Returns the latents [B, C, h, w] that a callback returned, None if it returned none.
+
+    Raises:
+        ConfigError: something else than a dict, or latents that are not like `latents`.
+    """
+    name = "callback_on_step_end"
+    require(returned is None or isinstance(returned, dict), name, type(returned).__name__, "a dict or None, returned")
+    changed = (returned or {}).get("latents")
+    like = changed is None or (isinstance(changed, Tensor) and changed.shape == latents.shape)
+    found = f"{type(changed).__name__} {list(getattr(changed, 'shape', []))}"
+    require(like, name, f"latents: {found}", f"a tensor of shape {list(latents.shape)}")
+    return changed
 
 
 @contextmanager
@@ -283,12 +327,3 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     yield
     synchronize()
     seconds[part] = time.perf_counter() - start
-
-
-def spread(texts: tuple[str, ...], rows: Rows, per_prompt: int) -> list[str]:
-    """Returns the text of each image of this rank, from one text for all or one per prompt."""
-    return [texts[0] if len(texts) == 1 else texts[image // per_prompt] for image in rows.images]
-
-
-def _texts(given: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...] | None:
-    return given if given is None else (given,) if isinstance(given, str) else tuple(given)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import paddle
 
 from sd3par.config import require
-from sd3par.errors import Cancelled, ConfigError, RankFailure, shorten
+from sd3par.errors import RankFailure, shorten
 from sd3par.heartbeat import Kind, Line, Message, Process, machine
 from sd3par.mesh import Mesh
 
@@ -98,15 +98,11 @@ class Watchdog:
     def told_of_errors(self) -> Iterator[None]:
         """Within it an error on this rank is told to the others, and an error that another rank caused names that rank.
 
-        ConfigError and Cancelled are not told: every rank raises them by itself.
-
         Raises:
             RankFailure: a collective failed, and no rank is known to be lost.
         """
         try:
             yield
-        except (ConfigError, Cancelled):
-            raise
         except BaseException as error:
             lost = bool(self._peers) and isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
             if lost and not self._over.is_set():

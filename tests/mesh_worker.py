@@ -10,10 +10,11 @@ import json
 import os
 
 import numpy as np
+import paddle
 
 from sd3par.config import ParallelConfig
 from sd3par.device import choose
-from sd3par.errors import ConfigError
+from sd3par.errors import ConfigError, RankFailure
 from sd3par.mesh import Mesh
 from sd3par.pipeline import SD3Pipeline
 from sd3par.weights import open_model
@@ -54,6 +55,26 @@ def levels(mesh: Mesh, parallel: ParallelConfig) -> dict[str, int]:
     return found
 
 
+def refusals(mesh: Mesh, parallel: ParallelConfig) -> list[str]:
+    """Returns how this rank ends a request that rank 1 alone cannot open, and a batch whose rows dp does not divide."""
+    pipe = SD3Pipeline.load(open_model("tiny"), choose("float32", "cpu"), mesh, parallel)
+    options = arguments(CASES_TINY["two-prompts"]) | dict(output_type="latent", num_inference_steps=1)
+    found = []
+    try:
+        pipe(**options, latents=np.zeros((2, 16, 8, 10)) if mesh.world.rank != 1 else np.zeros(3))
+    except (ConfigError, RankFailure) as error:
+        found.append(type(error).__name__)
+    found.append("works" if pipe(**options).steps == 1 else "")
+    rows = mesh.dp.size + 1
+    shapes = ([rows, 16, 16, 16], [rows, 154, 96], [rows, 80], [rows])
+    try:
+        pipe.transformer(*(paddle.zeros(shape) for shape in shapes))
+        found.append("no error")
+    except ConfigError as error:
+        found.append(error.field)
+    return found
+
+
 def share_of_blocks(mesh: Mesh) -> float:
     """Returns this rank's bytes of block weights over one process's."""
     variant = "sd3-medium"
@@ -66,8 +87,15 @@ def main() -> None:
     """Tests every mesh."""
     for parallel in meshes(int(os.environ["PADDLE_TRAINERS_NUM"])):
         mesh = Mesh.from_env(parallel)
-        line = {"mesh": mesh.describe(), "mp": mesh.mp.size, "errors": errors(mesh), "blocks": share_of_blocks(mesh)}
+        line = {
+            "mesh": mesh.describe(),
+            "mp": mesh.mp.size,
+            "dp": mesh.dp.size,
+            "errors": errors(mesh),
+            "blocks": share_of_blocks(mesh),
+        }
         line["levels"] = levels(mesh, parallel)
+        line["refusals"] = refusals(mesh, parallel)
         print("RESULT", json.dumps(line), flush=True)
     mesh.barrier()
 

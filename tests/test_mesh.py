@@ -14,7 +14,7 @@ LARGEST_SHARE = {1: 1.0, 2: 0.52, 4: 0.27}  # of the block weights' bytes, at mp
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "meshes"), [(2, 3), (4, 6)])
 def test_every_mesh_equals_diffusers(world: int, meshes: int) -> None:
-    for printed in ranks.run(world, "tests.mesh_worker"):
+    for rank, printed in enumerate(ranks.run(world, "tests.mesh_worker")):
         results = [json.loads(line[7:]) for line in printed.splitlines() if line.startswith("RESULT")]
         assert len(results) == meshes
         for result in results:
@@ -23,3 +23,7 @@ def test_every_mesh_equals_diffusers(world: int, meshes: int) -> None:
             assert result["blocks"] <= LARGEST_SHARE[result["mp"]], result["mesh"]
             assert "two-prompts" in result["levels"], result["mesh"]  # 2 images with guidance: dp 1, 2 and 4
             assert max(result["levels"].values()) <= tolerances.PIXEL_LEVELS, result["mesh"]
+            uneven = "latents" if result["dp"] > 1 else "no error"
+            assert result["refusals"] == ["ConfigError" if rank == 1 else "RankFailure", "works", uneven], result[
+                "mesh"
+            ]

@@ -9,6 +9,7 @@ import paddle
 import pytest
 
 from sd3par.config import ModelConfig, parse_config
+from sd3par.errors import ConfigError
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
 from sd3par.weights import Component
@@ -62,6 +63,19 @@ def test_rows_do_not_mix() -> None:
     alone = predict(net, variant, case, **{name: value[1:] for name, value in x.items()})
     assert np.abs(both[1:] - alone).max() < tolerances.MODULE
     assert np.abs(both[0] - both[1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("latents", (2, 16, 10)), ("latents", (2, 16, 9, 6)), ("latents", (2, 16, 26, 6)), ("latents", (2, 4, 10, 6)),
+        ("context", (1, 77, 24)), ("context", (2, 77, 23)), ("pooled", (2, 21)), ("timestep", (1,)),
+    ],
+)  # fmt: skip
+def test_shapes_that_do_not_fit_are_named(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        predict(model("sd3-medium"), "sd3-medium", CASES[0], **{name: np.zeros(shape, np.float32)})
+    assert caught.value.field == name
 
 
 def test_config_defaults_are_diffusers() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sd3par import denoise
 from sd3par.config import ParallelConfig
 from sd3par.device import choose
 from sd3par.errors import ConfigError
@@ -82,10 +83,38 @@ def test_callback_sees_every_step_and_may_stop(pipe: SD3Pipeline) -> None:
     assert seen == [(0, 1000.0, (1, 16, 8, 10)), (1, 857.69, (1, 16, 8, 10))]
 
 
+def test_callback_may_change_latents_and_stop(pipe: SD3Pipeline) -> None:
+    def callback(pipe: SD3Pipeline, step: int, timestep: float, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe.interrupt = True
+        return {"latents": kwargs["latents"] * 0 + 3}
+
+    out = pipe(output_type="latent", callback_on_step_end=callback, **arguments(CASES["one"]))
+    assert (out.images.numpy() == 3).all()
+
+
+def test_modulations_in_windows_change_nothing(pipe: SD3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests too large to hold all steps' modulations compute them in windows (here of one step)."""
+    monkeypatch.setattr(denoise, "MODULATION_BYTES", 1)
+    latents = pipe(output_type="latent", **arguments(CASES["one"])).images.numpy()
+    golden = GOLDEN["one/latents"]
+    assert np.abs(latents - golden).max() / golden.std() < tolerances.PIPELINE
+
+
+def test_numpy_numbers_are_numbers(pipe: SD3Pipeline) -> None:
+    given = arguments(CASES["one"]) | dict(seed=np.int64(0), height=np.int32(64), guidance_scale=np.float32(7))
+    golden = GOLDEN["one/latents"]
+    latents = pipe(output_type="latent", **given).images.numpy()
+    assert np.abs(latents - golden).max() / golden.std() < tolerances.PIPELINE
+
+
 def test_latents_from_outside_replace_the_noise(pipe: SD3Pipeline) -> None:
     given = pipe(output_type="latent", latents=noise((1, 16, 8, 10), 0), **(arguments(CASES["one"]) | dict(seed=99)))
     golden = GOLDEN["one/latents"]
     assert np.abs(given.images.numpy() - golden).max() / golden.std() < tolerances.PIPELINE
+
+
+EMBEDS = dict(prompt_embeds=np.zeros((1, 154, 96)), pooled_prompt_embeds=np.zeros((1, 80)), max_sequence_length=77)
+NEGATIVE = dict(negative_prompt_embeds=np.zeros((1, 154, 96)), negative_pooled_prompt_embeds=np.zeros((1, 80)))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +133,16 @@ def test_latents_from_outside_replace_the_noise(pipe: SD3Pipeline) -> None:
         ("prompt", dict(prompt=[])),
         ("prompt", dict(prompt=[3])),
         ("sigmas", dict(prompt="x", sigmas=[0.5, 0.9])),
+        ("sigmas", dict(prompt="x", sigmas=0.5)),
+        ("prompt", dict(prompt=5)),
+        ("prompt", dict(prompt={"a": 1})),
+        ("callback_on_step_end", dict(prompt="x", callback_on_step_end=3)),
+        ("callback_on_step_end", dict(prompt="x", callback_on_step_end=lambda *_: [])),
+        ("callback_on_step_end", dict(prompt="x", callback_on_step_end=lambda *_: {"latents": np.zeros(3)})),
+        ("prompt_2", EMBEDS | dict(prompt_2="x")),
+        ("negative_prompt", EMBEDS | dict(negative_prompt=["a", "b"])),
+        ("negative_prompt", EMBEDS | NEGATIVE | dict(negative_prompt="a")),
+        ("prompt_embeds", EMBEDS | dict(max_sequence_length=256)),
     ],
 )
 def test_bad_arguments_are_named(pipe: SD3Pipeline, field: str, options: dict[str, Any]) -> None:
