@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.record import Run
 
-CASES = ({}, {"dp": 2}, {"mp": 2}, {"sp": 2}, {"dp": 2, "mp": 2})
+CASES: tuple[dict[str, int], ...] = ({}, {"dp": 2}, {"mp": 2}, {"sp": 2}, {"dp": 2, "mp": 2})
 REPEATS = 5
 
 

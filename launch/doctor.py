@@ -18,11 +18,13 @@ from sd3par import __version__
 from sd3par.config import GenerationRequest, ParallelConfig
 from sd3par.errors import Sd3parError, shorten
 from sd3par.launch import endings
+from sd3par.launch.environment import cores, prepare_process
 from sd3par.launch.parser import Parser
 from sd3par.launch.report import table
 
 NEEDED = ("numpy", "safetensors", "tokenizers", "pillow", "tqdm")
-PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", *NEEDED, "triton")
+WHEELS = ("paddlepaddle", "paddlepaddle-gpu")
+PACKAGES = (*WHEELS, *NEEDED, "triton")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Check:
 def main(argv: Sequence[str]) -> int:
     """Prints what was found; returns 0 if pictures can be drawn here, else 1."""
     options = _parse(argv)
+    prepare_process(1)
     versions = installed()
     checks = examine(versions, render=options.run)
     usable = all(check.state != "bad" for check in checks)
@@ -70,7 +73,7 @@ def installed() -> dict[str, str]:
 
 def examine(versions: dict[str, str], render: bool) -> list[Check]:
     """Returns all findings; what depends on something bad is left out."""
-    checks = [_packages(versions), _paddle()]
+    checks = [_packages(versions), _paddle(versions)]
     if any(check.state == "bad" for check in checks):
         return checks
     checks += [_cpu(), *_accelerators(), _triton(), _bfloat16(), _processes(), _launcher(), _model()]
@@ -86,26 +89,26 @@ def _packages(versions: dict[str, str]) -> Check:
     return Check("ok", "packages", "complete")
 
 
-def _paddle() -> Check:
+def _paddle(versions: dict[str, str]) -> Check:
+    wheels = [name for name in WHEELS if name in versions]
+    if len(wheels) > 1:
+        advice = f"python -m pip uninstall --yes {' '.join(wheels)}, then install one: they write over each other"
+        return Check("bad", "Paddle", f"{' and '.join(wheels)} are both installed, as one package paddle", advice)
+    install = f"python -m pip install {(*wheels, WHEELS[0])[0]}==3.3.1"
     try:
         import paddle
     except Exception as error:  # a wheel for another machine fails in many ways
-        advice = "python -m pip install paddlepaddle==3.3.1"
-        return Check("bad", "Paddle", shorten(f"{type(error).__name__}: {error}"), advice)
+        return Check("bad", "Paddle", shorten(f"{type(error).__name__}: {error}"), install)
     if not paddle.__version__.startswith("3.3."):
-        return Check(
-            "bad", "Paddle", paddle.__version__, "sd3par is written for Paddle 3.3: pip install paddlepaddle==3.3.1"
-        )
+        return Check("bad", "Paddle", paddle.__version__, f"sd3par is written for Paddle 3.3: {install}")
     return Check("ok", "Paddle", paddle.__version__)
 
 
 def _cpu() -> Check:
-    from sd3par.launch.environment import cores
-
-    threads = os.environ.get("OMP_NUM_THREADS")
-    return Check(
-        "ok", "cpu", f"{cores()} cores, OMP_NUM_THREADS {'is not set' if threads is None else threads}; float32"
-    )
+    """Says what `prepare_process` chose, as for `sd3par generate`, or the caller's own environment."""
+    kernels = os.environ.get("MKL_DEBUG_CPU_TYPE")
+    forced = "MKL_DEBUG_CPU_TYPE is not set" if kernels is None else f"MKL_DEBUG_CPU_TYPE {kernels} is in force"
+    return Check("ok", "cpu", f"{cores()} cores, float32; MKL_NUM_THREADS {os.environ['MKL_NUM_THREADS']}, {forced}")
 
 
 def _accelerators() -> list[Check]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sd3par.config import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, GenerationRequest
-from sd3par.launch.parser import Parser, number, one_of, whole
+from sd3par.launch.parser import OnlyOne, Parser, number, one_of, whole
 
 DEFAULT_PROMPT = "a red circle on a blue background"
 ENGINES = ("auto", "eager")
@@ -43,7 +43,7 @@ def render_parser(prog: str, description: str, prompt_flag: bool) -> Parser:
     """Returns the parser of everything about rendering.
 
     Args:
-        prompt_flag: whether the prompt is a flag with a default, not an argument.
+        prompt_flag: whether the prompt is only a flag, with a default; else it is an argument or a flag, without.
     """
     usage = f"{prog} [options]" if prompt_flag else f"{prog} PROMPT [options]"
     parser = Parser(prog=prog, usage=usage, description=description, epilog=_EPILOG)
@@ -61,7 +61,8 @@ def _picture(group: Group, prompt_flag: bool) -> None:
     if prompt_flag:
         group.value("prompt", "TEXT", f"what to draw (default: {DEFAULT_PROMPT})")
     else:
-        group.other("prompt", metavar="PROMPT", nargs="?", help="what to draw")
+        group.other("prompt", metavar="PROMPT", nargs="?", action=OnlyOne, help="what to draw")
+        group.other("--prompt", metavar="TEXT", action=OnlyOne, help="the same, as a flag")
     group.value("prompt_2", "TEXT", "what CLIP-G reads (default: the prompt)")
     group.value("prompt_3", "TEXT", "what T5 reads (default: the prompt)")
     group.value("negative_prompt", "TEXT", "what to keep away from (default: nothing)")

@@ -56,6 +56,21 @@ class Parser(argparse.ArgumentParser):
         return words
 
 
+class OnlyOne(argparse.Action):
+    """Takes the value of an argument that may be written in several ways, in one of them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, found: Namespace, value: Any, flag: str | None = None) -> None:
+        """Stores a value; None is an argument without a flag that was not written.
+
+        Raises:
+            ConfigError: there is one already.
+        """
+        before = getattr(found, self.dest, None)
+        require(value is None or before is None, self.dest, value, f"nothing beside {shorten(before)}: one {self.dest}")
+        if value is not None:
+            setattr(found, self.dest, value)
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Shows the default of a flag where its help does not speak of it."""
 

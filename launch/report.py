@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sd3par.config import GenerationRequest
+
+
+@dataclass(frozen=True)
+class Run:
+    """What rendering a request took: denoise steps that ran, and seconds of "encode", "denoise" and "decode"."""
+
+    steps: int
+    seconds: Mapping[str, float]
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -25,49 +34,44 @@ def seconds(value: float) -> str:
 
 
 def rendered(
-    outputs: Sequence[Path],
-    request: GenerationRequest,
-    load_s: float,
-    parts: Mapping[str, float],
-    mesh: str,
-    device: str,
+    outputs: Sequence[Path], request: GenerationRequest, load_s: float, runs: Sequence[Run], mesh: str, device: str
 ) -> str:
     """Returns where the pictures are, and how long each part took.
 
     Args:
         request: the first one of all.
-        parts: seconds of "encode", "denoise" and "decode", summed over the requests.
+        runs: one of each request.
         mesh, device: in words.
     """
-    per_request = len(outputs) // request.num_images_per_prompt
-    steps = request.num_inference_steps * per_request
+    steps = sum(run.steps for run in runs)
+    encode, denoise, decode = (sum(run.seconds[part] for run in runs) for part in ("encode", "denoise", "decode"))
     where = str(outputs[0]) if len(outputs) == 1 else f"{outputs[0]} ... {outputs[-1].name} ({len(outputs)})"
     rows = [
         ("picture" if len(outputs) == 1 else "pictures", where),
-        ("what", f"{request.width} x {request.height}, seed {request.seed}, {request.num_inference_steps} steps"),
+        ("what", f"{request.width} x {request.height}, seed {request.seed}, {steps_of(request, runs)}"),
         ("where", f"{device}, {mesh}"),
         ("load", seconds(load_s)),
-        ("encode", seconds(parts["encode"])),
-        ("denoise", f"{seconds(parts['denoise'])}  {1000 * parts['denoise'] / steps:.1f} ms per step"),
-        ("decode", seconds(parts["decode"])),
-        ("total", seconds(load_s + sum(parts.values()))),
+        ("encode", seconds(encode)),
+        ("denoise", f"{seconds(denoise)}  {1000 * denoise / steps:.1f} ms per step"),
+        ("decode", seconds(decode)),
+        ("total", seconds(load_s + encode + denoise + decode)),
     ]
     return table(rows)
 
 
-def benchmarked(
-    request: GenerationRequest, load_s: float, repeats: Sequence[Mapping[str, float]], mesh: str, device: str
-) -> str:
-    """Returns the median and the shortest time of the loop (prompt embeddings to latents) and of the image (to pixels).
+def steps_of(request: GenerationRequest, runs: Sequence[Run]) -> str:
+    """Returns how many steps ran, and of how many: image-to-image leaves out the first ones."""
+    ran, asked = runs[0].steps, request.num_inference_steps
+    return f"{ran} steps" if ran == asked else f"{ran} of {asked} steps"
 
-    Args:
-        repeats: seconds of "denoise" and "decode" of each repeat.
-    """
-    loop = [parts["denoise"] for parts in repeats]
-    image = [parts["denoise"] + parts["decode"] for parts in repeats]
-    per_step = [1000 * each / request.num_inference_steps for each in loop]
+
+def benchmarked(request: GenerationRequest, load_s: float, repeats: Sequence[Run], mesh: str, device: str) -> str:
+    """Returns the median and the shortest time of loop (prompt embeddings to latents) and image (to pixels)."""
+    loop = [run.seconds["denoise"] for run in repeats]
+    image = [run.seconds["denoise"] + run.seconds["decode"] for run in repeats]
+    per_step = [1000 * run.seconds["denoise"] / run.steps for run in repeats]
     rows = [
-        ("what", f"{request.width} x {request.height}, {request.num_inference_steps} steps, {len(repeats)} repeats"),
+        ("what", f"{request.width} x {request.height}, {steps_of(request, repeats)}, {len(repeats)} repeats"),
         ("where", f"{device}, {mesh}"),
         ("load", seconds(load_s)),
         ("", "  median", "       min"),

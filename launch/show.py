@@ -28,8 +28,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def aligned(values: dict[str, Any]) -> str:
-    """Returns one line a field. The file may hold anything, but no control sequence in it reaches the terminal."""
-    rows = [(shorten(name, 40), printable(value)) for name, value in values.items()]
+    """Returns one line a field that has a value.
+
+    The file may hold anything, but no control sequence in it reaches the terminal.
+    """
+    rows = [(shorten(name, 40), printable(value)) for name, value in values.items() if value is not None]
     return table(rows) if rows else "nothing"
 
 

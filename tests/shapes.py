@@ -174,11 +174,11 @@ def _templates() -> tuple[np.ndarray, np.ndarray]:
     return np.stack(masks), np.array(owners)
 
 
-def match_shape(mask: np.ndarray, least: float = 0.7, lead: float = 0.05) -> tuple[str, float]:
+def match_shape(mask: np.ndarray, least: float = 0.78, lead: float = 0.05) -> tuple[str, float]:
     """The shape whose outline overlaps the mask [H, W] best, and its intersection over union.
 
-    It counts as that shape if it overlaps well enough and better than every other shape by a lead: stars and crosses
-    with a bent arm lose much overlap, and stay what they are to anyone who looks.
+    It counts as that shape if it overlaps well enough and better than every other shape by a lead. That is strict:
+    small stars with a bent arm fail it and stay stars to anyone who looks.
     """
     seen = _normalise(mask)
     if seen is None:

@@ -264,6 +264,12 @@ def test_parameters_are_a1111s(tmp_path: Path) -> None:
     assert 'Model: "a, b", Version: sd3par 0.1' in lines[2]
 
 
+def test_parameters_of_image_to_image(tmp_path: Path) -> None:
+    made = dataclasses.replace(METADATA, image="start.png", strength=0.6)
+    assert "Size: 24x16, Denoising strength: 0.6, Model: tiny" in made.to_parameters()
+    assert "Denoising" not in METADATA.to_parameters()
+
+
 @pytest.mark.parametrize(
     "prompt",
     [

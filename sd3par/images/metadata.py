@@ -22,18 +22,28 @@ MAX_PIXELS = 1 << 28
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageMetadata:
-    """What made a picture; every field is JSON."""
+    """What made a picture; every field is JSON. None: not given, or not known of a picture of an earlier version.
+
+    steps: as asked for; image-to-image runs the part of them that `strength` says. image: name of the picture that it
+    began with, without its folder. text_encoder_3: whether T5 was used.
+    """
 
     prompt: str
+    prompt_2: str | None = None
+    prompt_3: str | None = None
     negative_prompt: str
     seed: int
     steps: int
     guidance_scale: float
+    image: str | None = None
+    strength: float | None = None
     width: int
     height: int
+    max_sequence_length: int | None = None
     model: str
+    text_encoder_3: bool | None = None
     dtype: str
     dp: int
     mp: int
@@ -56,11 +66,12 @@ class ImageMetadata:
             "CFG scale": self.guidance_scale,
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",
+            "Denoising strength": self.strength,
             "Model": _quoted(self.model),
             "Version": _quoted(f"sd3par {self.version}"),
         }
         lines = [_one_line(self.prompt), f"Negative prompt: {_one_line(self.negative_prompt)}"]
-        lines.append(", ".join(f"{name}: {value}" for name, value in fields.items()))
+        lines.append(", ".join(f"{name}: {value}" for name, value in fields.items() if value is not None))
         return "\n".join(lines)
 
     def to_png(self) -> PngInfo:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sd3par.launch import cli, doctor
+from sd3par.launch import cli, doctor, environment
 from sd3par.weights import model_files
 
 
@@ -47,6 +47,33 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "bad  packages  safetensors, tokenizers, pillow, tqdm missing" in out
     assert "-> python -m pip install safetensors" in out
+
+
+def test_both_wheels_of_paddle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {**doctor.installed(), "paddlepaddle": "3.3.1", "paddlepaddle-gpu": "3.3.1"}
+    monkeypatch.setattr(doctor, "installed", lambda: found)
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "bad  Paddle    paddlepaddle and paddlepaddle-gpu are both installed" in out
+    assert "-> python -m pip uninstall --yes paddlepaddle paddlepaddle-gpu" in out
+
+
+@pytest.mark.parametrize("amd, kernels", [(True, "MKL_DEBUG_CPU_TYPE 5 is in force"), (False, "is not set")])
+def test_threads(amd: bool, kernels: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE"):
+        monkeypatch.setenv(name, "")  # so that both are put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(environment, "cores", lambda: 6)
+    monkeypatch.setattr(environment, "_amd_with_avx2", lambda: amd)
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "MKL_NUM_THREADS 6" in out and kernels in out and "OMP" not in out
+
+
+def test_threads_that_the_caller_chose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    assert cli.main(["doctor"]) == 0
+    assert "MKL_NUM_THREADS 3" in capsys.readouterr().out
 
 
 def test_no_paddle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

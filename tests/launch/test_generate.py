@@ -21,6 +21,7 @@ from sd3par.config import ParallelConfig
 from sd3par.errors import ConfigError
 from sd3par.launch import cli, worker
 from sd3par.pipeline import SD3Pipeline
+from sd3par.watchdog import Watchdog
 from tests.ranks import ROOT
 
 FAST = ["--num-inference-steps", "2"]
@@ -43,15 +44,8 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_generate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "--seed",
-        "5",
-        "--prompt_2=b",
-        "--negative_prompt=green",
-        "--height=64",
-        "--width=96",
-        "--guidance_scale=3",
-    ]
+    words = ["--seed", "5", "--prompt_2=b", "--negative_prompt=green", "--height=64", "--width=96",
+             "--guidance_scale=3", "--max_sequence_length=99", "--no_t5"]  # fmt: skip
     assert cli.main(["generate", "a 'blue' square\nReally: 🔵", *FAST, *words]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == REPORT
@@ -62,9 +56,11 @@ def test_generate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pixels(folder / "sd3par-5.png").shape == (64, 96, 3)
     found = images.read_metadata(folder / "sd3par-5.png")
     assert (found["prompt"], found["negative_prompt"]) == ("a 'blue' square\nReally: 🔵", "green")
+    assert (found["prompt_2"], found["prompt_3"], found["image"], found["strength"]) == ("b", None, None, None)
+    assert (found["text_encoder_3"], found["max_sequence_length"]) == (False, 99)
     assert (found["seed"], found["steps"], found["guidance_scale"]) == (5, 2, 3.0)
     assert (found["width"], found["height"], found["model"], found["dtype"]) == (96, 64, "tiny", "float32")
-    assert (found["dp"], found["mp"], found["sp"], found["engine"], found["version"]) == (1, 1, 1, "auto", "0.1.0")
+    assert (found["dp"], found["mp"], found["sp"], found["engine"], found["version"]) == (1, 1, 1, "eager", "0.1.0")
 
 
 def test_picture_is_that_of_the_library(folder: Path) -> None:
@@ -105,6 +101,38 @@ def test_image_to_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert abs(pixels(folder / "weak.png") - 255).mean() < abs(pixels(folder / "strong.png") - 255).mean()
 
 
+def test_image_to_image_again_from_its_metadata(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "photos").mkdir()
+    Image.new("RGB", (50, 40), "white").save("photos/start.png")
+    flags = ["--num_inference_steps=5", "--strength=0.8", "--seed=3", "--num_images_per_prompt=2", "--prompt_3=blue"]
+    assert cli.main(["generate", "--prompt=a red circle", "--image=photos/start.png", "--output=a.png", *flags]) == 0
+    assert "seed 3, 4 of 5 steps" in capsys.readouterr().out
+    made = images.read_metadata(folder / "a-1.png")
+    assert (made["image"], made["strength"], made["steps"], made["text_encoder_3"]) == ("start.png", 0.8, 5, True)
+    assert cli.main(["show", "a-1.png"]) == 0
+    shown = {line[:21].strip(): line[21:] for line in capsys.readouterr().out.splitlines()}
+    assert (shown["image"], shown["strength"], shown["prompt_3"]) == ("start.png", "0.8", "blue")
+    assert "prompt_2" not in shown
+    names = ("prompt", "prompt_3", "seed", "guidance_scale", "strength", "width", "height", "max_sequence_length")
+    again = [f"--{name}={made[name]}" for name in names] + [f"--num_inference_steps={made['steps']}"]
+    assert cli.main(["generate", *again, f"--image=photos/{made['image']}", "--output=b.png", "--quiet"]) == 0
+    assert abs(pixels(folder / "a-1.png") - pixels(folder / "b.png")).max() <= 1  # a batch of two is rounded otherwise
+
+
+def test_error_of_writing_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    def full(*_: object) -> None:
+        raise ConfigError("output", "a.png", "a disk with space")
+
+    monkeypatch.setattr(images, "save_png", full)
+    monkeypatch.setattr(Watchdog, "fail", lambda watchdog, reason: told.append(reason))
+    assert cli.main(["generate", "x", *FAST, "--output=a.png", "--quiet"]) == 2
+    assert [reason for reason in told if "a disk with space" in reason] == told != []
+
+
 def test_overwrite(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"old")
     assert cli.main(["generate", "x", *FAST, "--output=a.png", "--overwrite", "--quiet"]) == 0
@@ -123,12 +151,15 @@ def test_benchmark_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = images.ImageMetadata("a\n\x1b[31mred", "", 1, 2, 7.0, 16, 16, "tiny", "float32", 1, 1, 1, "auto", "0.1.0")
+    made = images.ImageMetadata(
+        prompt="a\n\x1b[31mred", negative_prompt="", seed=1, steps=2, guidance_scale=7.0, width=16, height=16,
+        model="tiny", dtype="float32", dp=1, mp=1, sp=1, engine="eager", version="0.1.0",
+    )  # fmt: skip
     images.save_png("a.png", np.zeros((16, 16, 3), np.uint8), made, overwrite=False)
     assert cli.main(["show", "a.png"]) == 0
     out = capsys.readouterr().out
     assert "prompt           a\\n\\x1b[31mred\n" in out and "steps            2\n" in out
-    assert "\x1b" not in out
+    assert "\x1b" not in out and "strength" not in out and "null" not in out
     assert cli.main(["show", "a.png", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "a\n\x1b[31mred"
 

@@ -35,6 +35,14 @@ def test_values_keep_their_dashes() -> None:
     assert PARSERS[0].parse(["--seed", "3", "--", "--a-flag"]).prompt == "--a-flag"
 
 
+@pytest.mark.parametrize("words", [["a circle", "--seed=1"], ["--seed=1", "a circle"], ["--prompt", "a circle"],
+                                   ["--seed=1", "--prompt=a circle", "--quiet"]])  # fmt: skip
+def test_prompt_as_argument_or_flag(words: list[str]) -> None:
+    options = PARSERS[0].parse(words)
+    assert options.prompt == "a circle"
+    assert PARSERS[1].parse(PARSERS[1].as_argv(options)).prompt == "a circle"
+
+
 def test_command_lines_of_the_ancestor() -> None:
     words = ["--dtype", "float16", "--height", "512", "--width", "512", "--num-inference-steps", "50",
              "--inference_optimize", "1", "--mp_size", "2", "--dp_size", "2", "--benchmark", "1"]  # fmt: skip

@@ -49,9 +49,13 @@ def trained_parts(work: Path, tokenizers: Path) -> Parts:
 
 
 def strip_private(folder: Path) -> None:
-    """Takes the notes on where a model came from out of every config.json."""
+    """Takes the notes on where a model came from out of every config.json.
+
+    dtype says how to load: with float16 there, transformers 5 would load half a model beside diffusers' float32.
+    """
     for path in folder.glob("*/config.json"):
         config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        config |= {"dtype": "float32"} if "dtype" in config else {}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
