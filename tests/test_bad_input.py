@@ -69,7 +69,7 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "second prompt": (["another"], ["arguments: got another"]),
     "model missing": (["--model", "no/such/folder"], ["model: got no/such/folder", "tiny, or a folder"]),
     "model of the hub": (["--model", "stabilityai/stable-diffusion-3-medium"], ["stabilityai/", "hf download"]),
-    "model empty": (["--model", ""], ["model_index.json"]),
+    "model empty": (["--model", ""], ["or a folder or file that exists"]),
     "tokenizers missing": (["--tokenizers", "nowhere"], ["tokenizers: got nowhere", "a folder"]),
     "output without a folder": (["--output", "no/such/a.png"], ["output: got no/such/a.png", "a folder that exists"]),
     "output not PNG": (["--output", "a.jpg"], ["output: got a.jpg", "ends in .png"]),

@@ -148,7 +148,6 @@ def test_pictures_refused(tmp_path: Path) -> None:
     for missing in (tmp_path, tmp_path / "none.png", "", "a\0b"):
         assert "existing" in refusal(load_image, missing, 16, 16)
     assert "floating point" in refusal(load_image, Image.new("F", (4, 4)), 16, 16)
-    assert "intact" in refusal(load_image, PIXELS, 16, 16)
 
 
 @pytest.mark.parametrize("size", [(1 << 30, 1 << 30), (20000, 20000), (10000, 9000), (8193, 8192)])

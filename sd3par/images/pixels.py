@@ -17,7 +17,8 @@ MAX_PIXELS = 1 << 26  # of a picture that is read: 8192 x 8192, 200 MB decoded
 # Pillow would start other programs or font engines for some of its formats; these it decodes itself.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
-ImageSource = str | os.PathLike[str] | Image.Image
+ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray
+_ALLOWED = "one path, Pillow image or array [H, W, 3], uint8 or float from 0 to 1"
 
 
 def to_unit(images: Tensor) -> np.ndarray:
@@ -53,17 +54,46 @@ def load_image(source: ImageSource, height: int, width: int) -> np.ndarray:
     Turned as its EXIF data says; what is transparent becomes white; the first frame of an animation.
 
     Args:
-        source: a file, or a picture that Pillow has opened.
+        source: a file, a picture that Pillow has opened, or an array [H, W, 3] or [1, H, W, 3], uint8 or float from 0
+            to 1.
 
     Raises:
-        ConfigError: no such file, not a picture, broken, or of more than `MAX_PIXELS`.
+        ConfigError: no such file, not a picture, broken, of more than `MAX_PIXELS`, or anything else.
     """
-    picture = _upright_rgb(source).resize((width, height), Image.Resampling.LANCZOS)
-    pixels = np.asarray(picture, np.float32) / np.float32(255)  # [H, W, 3]
-    return (pixels * np.float32(2) - np.float32(1)).transpose(2, 0, 1)[None]
+    if isinstance(source, np.ndarray):
+        unit = _array_unit(source, height, width)
+    elif isinstance(source, str | os.PathLike | Image.Image):
+        unit = _picture_unit(_upright_rgb(source), height, width)
+    else:
+        raise ConfigError("image", type(source).__name__, _ALLOWED)
+    return (unit * np.float32(2) - np.float32(1)).transpose(2, 0, 1)[None]
 
 
-def _upright_rgb(source: ImageSource) -> Image.Image:
+def _picture_unit(picture: Image.Image, height: int, width: int) -> np.ndarray:
+    """Returns a picture in mode RGB as [height, width, 3] float32 from 0 to 1."""
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(picture, np.float32) / np.float32(255)
+
+
+def _array_unit(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns [H, W, 3] or [1, H, W, 3] as [height, width, 3] float32 from 0 to 1; floats are not rounded."""
+    name = f"an array {array.dtype} {list(array.shape)}"
+    levels = array[0] if array.ndim == 4 and len(array) == 1 else array
+    kind = array.dtype == np.uint8 or array.dtype.kind == "f"
+    require(kind and levels.ndim == 3 and levels.shape[2] == 3, "image", name, _ALLOWED)
+    pixels = levels.shape[0] * levels.shape[1]
+    require(0 < pixels <= MAX_PIXELS, "image", name, f"1 to {MAX_PIXELS} pixels")
+    if levels.dtype == np.uint8:
+        return _picture_unit(Image.fromarray(levels), height, width)
+    require(bool(((levels >= 0) & (levels <= 1)).all()), "image", f"{name} with values beyond 0 to 1", _ALLOWED)
+    if levels.shape[:2] == (height, width):
+        return levels.astype(np.float32)
+    channels = [Image.fromarray(levels[:, :, i].astype(np.float32)) for i in range(3)]
+    sized = [np.asarray(one.resize((width, height), Image.Resampling.LANCZOS)) for one in channels]
+    return np.stack(sized, axis=2).clip(0, 1)
+
+
+def _upright_rgb(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     """Returns the decoded picture, upright, in mode RGB."""
     name = "a Pillow image" if isinstance(source, Image.Image) else str(source)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -64,7 +65,8 @@ def fill(
     _check_keys(checkpoint.where, shapes, [key for one in wanted.values() for key in one.keys], tuple(ignored))
     for name, parameter, transposed in _parameters(model):
         _check_shape(checkpoint.where, shapes, wanted[name], parameter, transposed, part)
-    for name, parameter, transposed in _parameters(model):
+    # The largest first: what their copies leave free takes all that follow, and the memory of the process stays whole.
+    for name, parameter, transposed in sorted(_parameters(model), key=lambda one: -math.prod(one[1].shape)):
         parameter.set_value(_value(checkpoint, shapes, wanted[name], parameter, transposed, part))
 
 

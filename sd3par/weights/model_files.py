@@ -56,7 +56,8 @@ def open_model(path: str | Path, tokenizers: str | Path | None = None, text_enco
         text_encoder_3: False leaves out T5, which is larger than all the rest.
 
     Raises:
-        ConfigError: no such path, a Hub id (says how to download it), or tokenizers are needed and not given.
+        ConfigError: no path or none that exists, a Hub id (says how to download it), or tokenizers are needed and not
+            given.
         CheckpointError: a file of the model is missing, broken or of another model.
     """
     place = _locate(path)
@@ -72,7 +73,7 @@ def open_transformer(path: str | Path) -> Component:
         path: a diffusers `transformer/` folder, or anything that `open_model` takes; a single file may hold it alone.
 
     Raises:
-        ConfigError: no such path, or a Hub id.
+        ConfigError: no path, none that exists, or a Hub id.
         CheckpointError: a file of it is missing, broken or of another model.
     """
     place = _locate(path)
@@ -90,9 +91,9 @@ def open_transformer(path: str | Path) -> Component:
 
 def _locate(path: str | Path) -> Path:
     """Returns the folder or file that `path` names."""
-    if path == BUNDLED:
+    place = _place("model", path, _missing(""))
+    if path == BUNDLED or (str(place) == BUNDLED and not os.path.exists(place)):
         return Path(__file__).parent.parent / BUNDLED
-    place = Path(path).expanduser()
     if not os.path.exists(place):  # unlike Path.exists, False for what no path can be
         raise ConfigError("model", str(path), _missing(str(path)))
     if place.is_file() and place.suffix in PICKLES:
@@ -100,6 +101,14 @@ def _locate(path: str | Path) -> Path:
     if place.is_file() and place.suffix != ".safetensors":
         raise ConfigError("model", str(path), f"{BUNDLED}, a folder, or a .safetensors file")
     return place
+
+
+def _place(field: str, path: object, allowed: str) -> Path:
+    """Returns what the caller gave as a path."""
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str) or not name:
+        raise ConfigError(field, path, allowed)
+    return Path(os.path.expanduser(name))  # Path.expanduser fails where no such user is
 
 
 def _missing(path: str) -> str:
@@ -111,9 +120,10 @@ def _missing(path: str) -> str:
 
 
 def _tokenizers(folder: str | Path) -> Path:
-    place = Path(folder).expanduser()
-    if not place.is_dir():
-        raise ConfigError("tokenizers", str(folder), f"a folder with {', '.join(_TEXT.values())}")
+    allowed = f"a folder with {', '.join(_TEXT.values())}"
+    place = _place("tokenizers", folder, allowed)
+    if not os.path.isdir(place):  # unlike Path.is_dir, False for what no path can be
+        raise ConfigError("tokenizers", str(folder), allowed)
     return place
 
 
@@ -136,7 +146,8 @@ def _open_file(path: Path, tokenizers: Path | None, wanted: tuple[str, ...]) -> 
     texts = [part for part in wanted if part in file]
     if texts and tokenizers is None:
         names = ", ".join(_TEXT[part] for part in texts)
-        raise ConfigError("tokenizers", None, f"--tokenizers FOLDER, with {names} in it: a single file has none")
+        allowed = f"--tokenizers FOLDER (in Python tokenizers=), with {names} in it: a single file has none"
+        raise ConfigError("tokenizers", None, allowed)
     return _assemble(
         path.stem,
         {"transformer": file.transformer(), "vae": file.vae()},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import paddle
@@ -13,6 +14,7 @@ from paddle import Tensor
 from safetensors import SafetensorError, safe_open
 
 from sd3par.errors import CheckpointError, shorten
+from sd3par.weights.file_part import read_part
 from sd3par.weights.json_file import parse_object
 
 HEADER_LIMIT = 16 << 20  # bytes; all of SD3.5-large with its text encoders has 0.3 MB, a thumbnail in the metadata 1 MB
@@ -46,8 +48,9 @@ class _Entry:
 class SafetensorsFile:
     """A checkpoint (`weights.Checkpoint`) in one file.
 
-    Reads go through a memory map: only the bytes of the slice are touched, and only the slice is copied.
-    `safe_open(framework="paddle")` is not used for them: its tensors crash Paddle 3.3.1 when they are freed.
+    A read opens the file, goes through it in bounded blocks and leaves nothing but the tensor: pages of a memory map
+    would count as this process's memory for as long as the map stands. `safe_open(framework="paddle")` is not used:
+    its tensors crash Paddle 3.3.1 when they are freed.
 
     Args:
         path: the file.
@@ -58,12 +61,12 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
-        header, start = _read_header(path)
+        header, self._start, self._identity = _read_header(path)
         metadata = header.pop("__metadata__", None) or {}
         self.format: str | None = metadata.get("format")
         self._entries = {name: self._entry(name, entry) for name, entry in header.items()}
         self._shapes = {name: entry.shape for name, entry in self._entries.items()}
-        self._data = np.memmap(path, dtype=np.uint8, mode="r")[start:]
+        self._path = path.absolute()
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Returns name -> shape of every tensor."""
@@ -78,8 +81,7 @@ class SafetensorsFile:
         entry = self._find(name)
         if entry.dtype not in _NUMPY:
             raise self._bad_dtype(name)
-        whole = self._data[entry.start : entry.stop].view(_NUMPY[entry.dtype]).reshape(entry.shape)
-        part = np.require(whole[index], requirements=("C", "A"))
+        part = self._part(name, entry, index)
         if not _finite(part.reshape(-1)):
             raise CheckpointError(f"{self.where}: {name}", "NaN or infinity", "finite values")
         return _tensor(part)
@@ -89,6 +91,16 @@ class SafetensorsFile:
         for name in names:
             if self._find(name).dtype.startswith("F8"):
                 raise self._bad_dtype(name)
+
+    def _part(self, name: str, entry: _Entry, index: tuple[slice, ...]) -> np.ndarray:
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                if _identity(file) != self._identity:
+                    raise EOFError("it has changed")
+                return read_part(file, self._start + entry.start, entry.shape, np.dtype(_NUMPY[entry.dtype]), index)
+        except (OSError, EOFError) as error:
+            what = f"cannot be read any more ({getattr(error, 'strerror', error)})"
+            raise CheckpointError(f"{self.where}: {name}", what, "the file as it was when it was opened") from None
 
     def _bad_dtype(self, name: str) -> CheckpointError:
         dtype = self._find(name).dtype
@@ -109,8 +121,8 @@ class SafetensorsFile:
         return _Entry("BF16" if bfloat16 else entry["dtype"], shape, *entry["data_offsets"])
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Returns the JSON header, which `safe_open` has found consistent with the file, and where the data begins."""
+def _read_header(path: Path) -> tuple[dict[str, Any], int, tuple[int, ...]]:
+    """Returns the JSON header, found consistent with the file by `safe_open`, where data begins, and `_identity`."""
     if not path.is_file():
         raise CheckpointError(path, "not a file" if path.exists() else "no such file", "a safetensors file")
     try:
@@ -118,12 +130,18 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             length = _header_length(path, file.read(64))
             with safe_open(path, framework="np"):
                 file.seek(8)
-                return parse_object(file.read(length), str(path)), 8 + length
+                return parse_object(file.read(length), str(path)), 8 + length, _identity(file)
     except SafetensorError as error:
         what = str(error).removeprefix("Error while deserializing header: ")
         raise CheckpointError(path, shorten(what, 160), f"{_COMPLETE}: download or convert it again") from None
     except OSError as error:
         raise CheckpointError(path, f"cannot be read ({error.strerror})", _COMPLETE) from None
+
+
+def _identity(file: IO[bytes]) -> tuple[int, ...]:
+    """Returns what tells an open file from another, or from itself after it was written to."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _header_length(path: Path, start: bytes) -> int:

@@ -127,14 +127,15 @@ def test_a_single_file(tmp_path: Path) -> None:
 
 
 def test_a_single_file_needs_tokenizers_for_its_text_encoders(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tokenizers: got None; allowed: --tokenizers FOLDER.*tokenizer_3"):
+    with pytest.raises(ConfigError, match="tokenizers: got None; .*--tokenizers FOLDER .*tokenizers=.*tokenizer_3"):
         open_model(whole_file(tmp_path))
     two = tokenizer_folder(tmp_path / "two", "tokenizer", "tokenizer_2")
     assert open_model(whole_file(tmp_path), tokenizers=two, text_encoder_3=False).text_encoder_3 is None
     with pytest.raises(CheckpointError, match="tokenizer_3: no such folder"):
         open_model(whole_file(tmp_path), tokenizers=two)
-    with pytest.raises(ConfigError, match="tokenizers: got"):
-        open_model(whole_file(tmp_path), tokenizers=tmp_path / "nowhere")
+    for wrong in (tmp_path / "nowhere", "", 5, "a\0b", "~nobody-of-that-name/x"):
+        with pytest.raises(ConfigError, match="^tokenizers: got .*allowed: a folder with tokenizer, "):
+            open_model(whole_file(tmp_path), tokenizers=wrong)  # type: ignore[arg-type]
 
 
 def test_a_single_file_without_text_encoders(tmp_path: Path) -> None:
@@ -164,6 +165,9 @@ def test_the_bundled_model_is_a_name_not_a_path(tmp_path: Path, monkeypatch: pyt
     assert open_model("./tiny").name == "tiny"
     bundled = model_files._locate("tiny")
     assert bundled == Path(model_files.__file__).parents[1] / "tiny"
+    assert open_model(Path("tiny")).transformer.where == str(Path("tiny/transformer"))
+    monkeypatch.chdir(tmp_path / "tiny")
+    assert model_files._locate(Path("tiny")) == bundled
 
 
 def test_the_bundled_model() -> None:
@@ -180,8 +184,18 @@ def test_a_hub_id_is_answered_with_the_download_command(path: str) -> None:
         open_model(path)
 
 
+@pytest.mark.parametrize("path", [None, "", 5, b"tiny", ["tiny"]])
+def test_what_is_no_path_is_refused_in_one_line(path: Any) -> None:
+    for open_it in (open_model, open_transformer):
+        with pytest.raises(ConfigError) as error:
+            open_it(path)
+        assert str(error.value).startswith("model: got ") and str(error.value).isprintable()
+        assert "allowed: tiny, or a folder or file that exists" in str(error.value)
+
+
 @pytest.mark.parametrize(
-    "path", ["", "nowhere", "/no/where/at/all", "a\0b", "x" * 5000, "https://host/model.safetensors"]
+    "path",
+    ["~nobody-of-that-name/x", "nowhere", "/no/where/at/all", "a\0b", "x" * 5000, "https://host/model.safetensors"],
 )
 def test_a_path_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.chdir(tmp_path)

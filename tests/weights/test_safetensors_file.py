@@ -14,6 +14,7 @@ import pytest
 from safetensors.paddle import save_file
 
 from sd3par.errors import CheckpointError
+from sd3par.weights import file_part
 from sd3par.weights.safetensors_file import HEADER_LIMIT, SafetensorsFile
 from tests.arrays import array
 from tests.weights import malformed
@@ -97,6 +98,49 @@ def test_slices_are_exact(tmp_path: Path, dtype: str) -> None:
         assert read.dtype == stored.dtype and read.place.is_cpu_place()
         want = stored[index] if index else stored
         np.testing.assert_array_equal(read.astype("float64").numpy(), want.astype("float64").numpy())
+
+
+@pytest.mark.parametrize("block", [1, 4, 100, 1 << 20])  # innermost axes one by one, rows, blocks of rows, all at once
+def test_blocks_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(file_part, "BLOCK", block)
+    path = tmp_path / "model.safetensors"
+    stored = array("blocks", (7, 5, 3))
+    save_file({"a": paddle.to_tensor(stored)}, str(path))
+    file = SafetensorsFile(path)
+    for index in ((slice(1, 6), slice(2, 4)), (slice(None), slice(None), slice(1, 2)), (slice(2, 2), slice(0, 1)), ()):
+        np.testing.assert_array_equal(file.read("a", index).numpy(), stored[index])
+
+
+@pytest.mark.parametrize("index", [(), (slice(None), slice(0, 2))])
+def test_a_file_that_changes_after_opening(tmp_path: Path, index: tuple[slice, ...]) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": paddle.ones([300, 4])}, str(path))
+    file = SafetensorsFile(path)
+    os.truncate(path, path.stat().st_size - 4)
+    with pytest.raises(CheckpointError, match=r"a: cannot be read any more \(it has changed\)"):
+        file.read("a", index)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"a: cannot be read any more \(No such file or directory\)"):
+        file.read("a", index)
+
+
+def test_a_file_that_ends_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "short"
+    path.write_bytes(bytes(100))
+    for index in ((), (slice(None), slice(0, 2))):
+        with path.open("rb", buffering=0) as file, pytest.raises(EOFError):
+            file_part.read_part(file, 10, (20, 5), np.dtype(np.uint8), index)
+
+
+def test_no_file_stays_open_and_the_folder_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": paddle.ones([8, 4])}, str(tmp_path / "model.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    file = SafetensorsFile(Path("model.safetensors"))
+    monkeypatch.chdir("/")
+    assert file.read("a", (slice(None), slice(0, 2))).shape == [8, 2]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert "model.safetensors" not in Path("/proc/self/maps").read_text()
 
 
 def test_scalars_and_empty_tensors(tmp_path: Path) -> None:
