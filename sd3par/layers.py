@@ -88,7 +88,10 @@ class GroupNorm(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W] -> [B, C, H, W]."""
-        return F.group_norm(x, self.groups, self.epsilon, self.weight, self.bias)
+        # Centred first: Paddle's CPU kernel takes the variance in one pass, 8e-5 off where the mean is 10 deviations.
+        groups = x.reshape([x.shape[0], self.groups, -1])
+        centred = (groups - groups.mean(-1, keepdim=True)).reshape(x.shape)
+        return F.group_norm(centred, self.groups, self.epsilon, self.weight, self.bias)
 
 
 class Conv2D(nn.Layer):

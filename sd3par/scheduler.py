@@ -132,17 +132,6 @@ def _given_sigmas(sigmas: Sequence[float]) -> np.ndarray:
     return values
 
 
-def euler_step(latents: Tensor, noise_prediction: Tensor, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
-    """Returns the latents at `sigma_next`, in the dtype of `latents`; computed in fp32.
-
-    Args:
-        latents: [B, C, h, w] at `sigma`.
-        noise_prediction: [B, C, h, w], the model's velocity.
-    """
-    stepped = latents.astype("float32") + (sigma_next - sigma) * noise_prediction.astype("float32")
-    return stepped.astype(latents.dtype)
-
-
 def add_noise(latents: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
     """Returns the latents of an image with noise up to `sigma`, in the dtype of `latents`; computed in fp32.
 

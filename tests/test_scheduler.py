@@ -12,7 +12,8 @@ import paddle
 import pytest
 
 from sd3par.errors import ConfigError
-from sd3par.scheduler import SchedulerConfig, add_noise, euler_step, first_step, schedule
+from sd3par.kernels import guidance_euler
+from sd3par.scheduler import SchedulerConfig, add_noise, first_step, schedule
 from tests import tolerances
 from tests.arrays import array
 
@@ -58,24 +59,23 @@ def test_step_and_noise(golden: Any) -> None:
     x, noise, prediction = (
         paddle.to_tensor(array(f"scheduler.{name}", (2, 4, 3, 5))) for name in ("x", "noise", "prediction")
     )
-    sigma, sigma_next = (float(value) for value in ours.sigmas[:2])
-    noised, stepped = add_noise(x, noise, sigma), euler_step(x, prediction, sigma, sigma_next)
+    sigma, delta = float(ours.sigmas[0]), paddle.to_tensor(ours.sigmas[1] - ours.sigmas[0])
+    noised, stepped = add_noise(x, noise, sigma), guidance_euler(x, None, prediction, 1.0, delta)
     assert np.abs(noised.numpy() - golden["noised"]).max() < tolerances.MODULE
     assert np.abs(stepped.numpy() - golden["stepped"]).max() < tolerances.MODULE
 
 
-def test_sigmas_may_be_tensors() -> None:
-    x, prediction = paddle.ones([1, 1, 2, 2]), paddle.full([1, 1, 2, 2], 2.0)
-    stepped = euler_step(x, prediction, paddle.to_tensor(1.0), paddle.to_tensor(0.75))
-    assert stepped.numpy().tolist() == [[[[0.5, 0.5], [0.5, 0.5]]]]
+def test_guidance_and_step() -> None:
+    x, uncond, cond = (paddle.full([1, 2, 3], value) for value in (1.0, 2.0, 3.0))
+    stepped = guidance_euler(x, uncond, cond, 7.0, paddle.to_tensor(-0.25))
+    assert (stepped.numpy() == 1.0 - 0.25 * (2.0 + 7.0 * 1.0)).all()
 
 
-def test_step_is_computed_in_float32_and_keeps_the_dtype() -> None:
-    x = paddle.full([1, 1, 1, 1], -1.0).astype("bfloat16")
-    prediction = paddle.full([1, 1, 1, 1], 3.0).astype("bfloat16")
-    stepped = euler_step(x, prediction, 0.0, 0.334)  # 0.334 * 3 - 1; the product alone is 1.0 in bfloat16
-    assert stepped.dtype == add_noise(x, prediction, 0.5).dtype == paddle.bfloat16
-    assert stepped.astype("float32").item() == pytest.approx(0.002, rel=0.01)
+def test_step_is_computed_in_float32() -> None:
+    prediction = paddle.full([1, 1, 1], 3.0).astype("bfloat16")
+    stepped = guidance_euler(paddle.full([1, 1, 1], -1.0), None, prediction, 1.0, paddle.to_tensor(0.334))
+    assert stepped.item() == pytest.approx(0.002, rel=0.01)  # the product alone is 1.0 in bfloat16
+    assert add_noise(prediction, prediction, 0.5).dtype == paddle.bfloat16
 
 
 def test_config_of_sd3() -> None:
