@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -154,22 +155,20 @@ class SD3Pipeline:
         Raises:
             ConfigError: something is out of range, or an argument of diffusers' that is not supported.
         """
-        for name in unsupported:
-            raise ConfigError(
-                name, type(unsupported[name]).__name__, "nothing: not supported here (generator: use seed)"
-            )
-        request = GenerationRequest(
-            prompt=texts("prompt", prompt), prompt_2=texts("prompt_2", prompt_2), prompt_3=texts("prompt_3", prompt_3),
-            negative_prompt=texts("negative_prompt", negative_prompt),
-            negative_prompt_2=texts("negative_prompt_2", negative_prompt_2),
-            negative_prompt_3=texts("negative_prompt_3", negative_prompt_3), height=height, width=width,
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, seed=seed, strength=strength,
-            num_images_per_prompt=num_images_per_prompt, max_sequence_length=max_sequence_length,
-        )  # fmt: skip
-        embeds = PromptEmbeds.of(
-            prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds
-        )
-        inputs = Inputs(image, latents, embeds, sigmas)
+        words = {
+            "prompt": prompt, "prompt_2": prompt_2, "prompt_3": prompt_3, "negative_prompt": negative_prompt,
+            "negative_prompt_2": negative_prompt_2, "negative_prompt_3": negative_prompt_3,
+        }  # fmt: skip
+        embeds = (prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds)
+        with self._door():
+            for name, value in unsupported.items():
+                raise ConfigError(name, type(value).__name__, "nothing: not supported (generator: use seed)")
+            request = GenerationRequest(
+                **{name: texts(name, value) for name, value in words.items()}, height=height, width=width, seed=seed,
+                num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, strength=strength,
+                num_images_per_prompt=num_images_per_prompt, max_sequence_length=max_sequence_length,
+            )  # type: ignore[arg-type]  # fmt: skip
+            inputs = Inputs(image, latents, PromptEmbeds.of(*embeds), sigmas)
         return self.generate(request, inputs, output_type, callback_on_step_end, progress)
 
     @paddle.no_grad()
@@ -188,6 +187,7 @@ class SD3Pipeline:
             require(callback is None or callable(callback), "callback_on_step_end", callback, allowed)
             request = preflight(self.files, request, self.parallel, inputs)
             start = inputs.start(self._latent_shape(request, inputs), *request.size)
+        self._check_same(request)
         with self.watchdog.told_of_errors():
             return self._render(request, inputs, start, output_type, callback, progress)
 
@@ -201,6 +201,13 @@ class SD3Pipeline:
             refused = error
         if self.mesh.any(refused is not None):
             raise refused or RankFailure("another process refused this request; its error says why")
+
+    def _check_same(self, request: GenerationRequest) -> None:
+        """Raises ConfigError on every rank where not all were given the same request: the picture would be of none."""
+        mine = zlib.crc32(repr(request).encode())
+        every = self.mesh.all_gather(self.mesh.world, paddle.to_tensor([mine], dtype="int64"))
+        allowed = "the same call on every rank (prompts, sizes, seed, steps, ...)"
+        require(bool((every == mine).all().item()), "request", "another one on another rank", allowed)
 
     def _render(
         self,

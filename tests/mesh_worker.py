@@ -56,7 +56,7 @@ def levels(mesh: Mesh, parallel: ParallelConfig) -> dict[str, int]:
 
 
 def refusals(mesh: Mesh, parallel: ParallelConfig) -> list[str]:
-    """Returns how this rank ends a request that rank 1 alone cannot open, and a batch whose rows dp does not divide."""
+    """Returns how this rank ends a request that rank 1 cannot open, one that differs, and a batch dp cannot split."""
     pipe = SD3Pipeline.load(open_model("tiny"), choose("float32", "cpu"), mesh, parallel)
     options = arguments(CASES_TINY["two-prompts"]) | dict(output_type="latent", num_inference_steps=1)
     found = []
@@ -64,6 +64,10 @@ def refusals(mesh: Mesh, parallel: ParallelConfig) -> list[str]:
         pipe(**options, latents=np.zeros((2, 16, 8, 10)) if mesh.world.rank != 1 else np.zeros(3))
     except (ConfigError, RankFailure) as error:
         found.append(type(error).__name__)
+    try:
+        pipe(**(options | dict(seed=mesh.world.rank)))
+    except ConfigError as error:
+        found.append(error.field)
     found.append("works" if pipe(**options).steps == 1 else "")
     rows = mesh.dp.size + 1
     shapes = ([rows, 16, 16, 16], [rows, 154, 96], [rows, 80], [rows])

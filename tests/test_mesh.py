@@ -24,6 +24,6 @@ def test_every_mesh_equals_diffusers(world: int, meshes: int) -> None:
             assert "two-prompts" in result["levels"], result["mesh"]  # 2 images with guidance: dp 1, 2 and 4
             assert max(result["levels"].values()) <= tolerances.PIXEL_LEVELS, result["mesh"]
             uneven = "latents" if result["dp"] > 1 else "no error"
-            assert result["refusals"] == ["ConfigError" if rank == 1 else "RankFailure", "works", uneven], result[
-                "mesh"
-            ]
+            assert result["refusals"] == ["ConfigError" if rank == 1 else "RankFailure", "request", "works", uneven], (
+                result["mesh"]
+            )
