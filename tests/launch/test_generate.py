@@ -180,3 +180,20 @@ def test_same_picture_on_four_processes(folder: Path) -> None:
     assert abs(pixels(folder / "four.png") - pixels(folder / "one.png")).max() <= 1
     found = images.read_metadata(folder / "four.png")
     assert ParallelConfig(found["dp"], found["mp"], found["sp"]) == ParallelConfig(2, 2, 1)
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_machine_do_not_meet(folder: Path) -> None:
+    """Ports, stores and log folders of two meshes started at the same time (and of the same seed) are their own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    command = [sys.executable, "-m", "sd3par", "generate", "a red circle", *FAST, "--quiet"]
+    runs = [
+        subprocess.Popen(
+            [*command, flag, f"--output={number}.png"], cwd=folder, env=environment, stderr=subprocess.PIPE
+        )
+        for number, flag in enumerate(("--mp_size=2", "--sp_size=2"))
+    ]
+    for run in runs:
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == 0, errors
+    assert abs(pixels(folder / "0.png") - pixels(folder / "1.png")).max() <= 1
