@@ -31,7 +31,7 @@ class Denoiser:
     Args:
         model: the MM-DiT.
         rows: this dp rank's rows.
-        text: states of these rows (guidance.text_rows).
+        text: states of these rows (guidance.join_halves).
         plan: timesteps and sigmas.
         size: latent height and width.
     """

@@ -10,18 +10,12 @@ from sd3par.plan import Rows
 from sd3par.text import TextStates
 
 
-def text_rows(rows: Rows, cond: TextStates, uncond: TextStates | None) -> TextStates:
-    """Returns the text states of this rank's rows: unconditional ones first, as diffusers orders them.
-
-    cond, uncond: one row per image of this rank; uncond is None where this rank has no unconditional rows.
-    """
-    if rows.guidance in ("cond", "none") or uncond is None:
-        return cond
-    if rows.guidance == "uncond":
-        return uncond
-    return TextStates(
-        paddle.concat([uncond.context, cond.context], axis=0), paddle.concat([uncond.pooled, cond.pooled], axis=0)
-    )
+def join_halves(states: list[TextStates]) -> TextStates:
+    """Returns one or both halves of the guidance batch as rows: unconditional first, as diffusers has it."""
+    if len(states) == 1:
+        return states[0]
+    context = paddle.concat([half.context for half in states], axis=0)
+    return TextStates(context, paddle.concat([half.pooled for half in states], axis=0))
 
 
 def halves(prediction: Tensor, rows: Rows, mesh: Mesh) -> tuple[Tensor | None, Tensor]:

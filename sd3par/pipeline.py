@@ -20,7 +20,7 @@ from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig, parse_
 from sd3par.denoise import Denoiser, OnStep
 from sd3par.device import Device, choose, synchronize
 from sd3par.errors import Cancelled, ConfigError, RankFailure
-from sd3par.guidance import text_rows
+from sd3par.guidance import join_halves
 from sd3par.inputs import Inputs, PromptEmbeds, Start, preflight, spread, texts
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
@@ -237,12 +237,8 @@ class SD3Pipeline:
 
     def _encode(self, request: GenerationRequest, inputs: Inputs, rows: Rows) -> TextStates:
         """Returns the states of this dp rank's rows only."""
-        if rows.guidance in ("both", "uncond"):
-            uncond = self._half(request, inputs, rows, negative=True)
-        if rows.guidance == "uncond":
-            return uncond
-        cond = self._half(request, inputs, rows, negative=False)
-        return text_rows(rows, cond, uncond if rows.guidance == "both" else None)
+        negatives = {"both": (True, False), "uncond": (True,), "cond": (False,), "none": (False,)}[rows.guidance]
+        return join_halves([self._half(request, inputs, rows, negative) for negative in negatives])
 
     def _half(self, request: GenerationRequest, inputs: Inputs, rows: Rows, negative: bool) -> TextStates:
         """Returns the states of this rank's unconditional or conditional rows, one per image."""

@@ -29,27 +29,27 @@ def same_name(parameter: str) -> Source:
     return Source((parameter,))
 
 
-# Pattern of a linear of the MM-DiT -> keys relative to its parent, split. Biases follow their weight.
-_LINEARS: tuple[tuple[str, tuple[str, ...], Split], ...] = (
-    (r"qkv", ("to_q", "to_k", "to_v"), "column"),
-    (r"qkv_context", ("add_q_proj", "add_k_proj", "add_v_proj"), "column"),
-    (r"to_out", ("to_out.0",), "row"),
-    (r"to_add_out", ("to_add_out",), "row"),
-    (r"up", ("net.0.proj",), "column"),
-    (r"down", ("net.2",), "row"),
-)
+# Linear of an attention or MLP of the MM-DiT -> checkpoint keys beside it, split. Biases follow their weight.
+_LINEARS: dict[str, tuple[tuple[str, ...], Split]] = {
+    "qkv": (("to_q", "to_k", "to_v"), "column"),
+    "qkv_context": (("add_q_proj", "add_k_proj", "add_v_proj"), "column"),
+    "to_out": (("to_out.0",), "row"),
+    "to_add_out": (("to_add_out",), "row"),
+    "up": (("net.0.proj",), "column"),
+    "down": (("net.2",), "row"),
+}
 _BLOCK = re.compile(r"(transformer_blocks\.\d+\.(?:attn2?|ff|ff_context))\.(\w+)\.(weight|bias)")
 _MODULATION = re.compile(r"(transformer_blocks\.\d+\.norm1(?:_context)?\.linear|norm_out\.linear)\.(weight|bias)")
 
 
 def mmdit_source(parameter: str) -> Source:
     """Returns where the MM-DiT's parameter `parameter` comes from (diffusers' names) and how mp splits it."""
-    if match := _BLOCK.fullmatch(parameter):
+    match = _BLOCK.fullmatch(parameter)
+    if match and match[2] in _LINEARS:
         parent, linear, kind = match.groups()
-        for pattern, keys, split in _LINEARS:
-            if linear == pattern:
-                names = tuple(f"{parent}.{key}.{kind}" for key in keys)
-                return Source(names, "row_bias" if split == "row" and kind == "bias" else split)
+        keys, split = _LINEARS[linear]
+        names = tuple(f"{parent}.{key}.{kind}" for key in keys)
+        return Source(names, "row_bias" if split == "row" and kind == "bias" else split)
     if _MODULATION.fullmatch(parameter):
         return Source((parameter,), "column")
     return same_name(parameter)
