@@ -1,0 +1,51 @@
+// What cuBLAS and cuBLASLt need per device and stream. Only blas.cc and blaslt.cc include this.
+#pragma once
+#include <cublasLt.h>
+#include <cublas_v2.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
+
+#include "blas.h"
+
+namespace nvgpu {
+
+void CheckBlas(cublasStatus_t status, const char* what);
+cudaDataType_t CudaType(Dtype dtype);
+
+// Enough for every kernel on Hopper, by NVIDIA's advice for that card.
+constexpr size_t kBlasWorkspace = 32 << 20;
+
+// cuBLASLt's descriptors and choice for one product, destroyed with it.
+struct LtPlan {
+  LtPlan() = default;
+  LtPlan(const LtPlan&) = delete;
+  LtPlan& operator=(const LtPlan&) = delete;
+  ~LtPlan();
+
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, out = nullptr;
+  cublasLtMatmulAlgo_t algorithm = {};
+  bool found = false;
+};
+
+// dtype, transposes and epilogue; m, n, k; alignments of x, y and out in bytes.
+using LtKey = std::tuple<int, int64_t, int64_t, int64_t, uint32_t, uint32_t, uint32_t>;
+
+// One per device and stream: work on one stream is in order, so its workspace serves one kernel at a time.
+// Never destroyed: at process exit the driver may be gone before us.
+struct BlasState {
+  explicit BlasState(cudaStream_t stream);
+
+  std::mutex mutex;  // held while calls are made with the handles and plans
+  cublasHandle_t handle = nullptr;
+  cublasLtHandle_t lt = nullptr;
+  void* workspace = nullptr;
+  std::map<LtKey, std::unique_ptr<LtPlan>> plans;
+};
+
+BlasState& StateOf(cudaStream_t stream);
+
+}  // namespace nvgpu
