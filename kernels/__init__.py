@@ -1,17 +1,72 @@
-"""The memory-bound operations of the MM-DiT, one function each; the model calls these and nothing below them.
+"""The memory-bound operations of the MM-DiT and its attention, one function each; the model calls these, nothing below.
 
-Here the plain-Paddle references run. Triton kernels will stand beside them, and only this file will know which runs.
+Each is a Triton kernel where one fits: half precision on a GPU. Everything else runs the plain-Paddle references. Only
+this file knows which it is.
 """
 
-from sd3par.kernels.adaln import adaln_reference as adaln
-from sd3par.kernels.attention import attention_reference as attention
-from sd3par.kernels.gate_adaln import gate_adaln_reference as gate_adaln
-from sd3par.kernels.guidance_euler import guidance_euler_reference as guidance_euler
-from sd3par.kernels.qkv import split_heads_reference as split_heads
+from __future__ import annotations
+
+from paddle import Tensor
+
+from sd3par import device
+from sd3par.kernels.adaln import MAX_DIM, adaln_reference, adaln_triton
+from sd3par.kernels.attention import MAX_HEAD_DIM, attention_reference, attention_triton
+from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
+from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
+from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
+from sd3par.kernels.runtime import takes, why_not
 
 __all__ = ["adaln", "attention", "gate_adaln", "guidance_euler", "split_heads", "why_not_triton"]
 
 
-def why_not_triton() -> str:
-    """Returns why the references run instead of Triton kernels, for `sd3par doctor`."""
-    return "this version has no Triton kernels yet; the plain-Paddle references run"
+def why_not_triton(kind: str | None = None) -> str:
+    """Returns why the references run on a kind of device (None: the current one), "" where Triton kernels do."""
+    return why_not(kind or device.current().split(":")[0])
+
+
+def attention(qkv: Tensor, key_length: int | None = None) -> Tensor:
+    """qkv: [R, S, 3, heads, head_dim] -> [R, S, heads * head_dim]; keys from key_length on do not count."""
+    if takes(qkv) and qkv.shape[-1] <= MAX_HEAD_DIM:
+        return attention_triton(qkv, key_length)
+    return attention_reference(qkv, key_length)
+
+
+def adaln(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x: [R, T, D], scale and shift: [R, D] -> LN(x) * (1 + scale) + shift: [R, T, D]."""
+    if takes(x) and x.shape[-1] <= MAX_DIM:
+        return adaln_triton(x, scale, shift)
+    return adaln_reference(x, scale, shift)
+
+
+def gate_adaln(x: Tensor, branch: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds a branch to the residual stream and norms the sum.
+
+    x, branch: [R, T, D]; gate, scale, shift: [R, D]; gate None means that the branch is gated already.
+    Returns the new stream [R, T, D] and its modulated norm [R, T, D].
+    """
+    if takes(x) and x.shape[-1] <= MAX_DIM:
+        return gate_adaln_triton(x, branch, gate, scale, shift)
+    return gate_adaln_reference(x, branch, gate, scale, shift)
+
+
+def split_heads(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None) -> Tensor:
+    """packed: [R, T, 3 * heads * head_dim] (q, then k, then v) -> [R, T, 3, heads, head_dim].
+
+    norm_q, norm_k: [head_dim], weights of the RMS norms, or None for none.
+    """
+    if norm_q is not None and norm_k is not None and takes(packed) and packed.shape[-1] <= MAX_DIM:
+        return split_heads_triton(packed, head_dim, norm_q, norm_k)
+    return split_heads_reference(packed, head_dim, norm_q, norm_k)
+
+
+def guidance_euler(
+    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: float, delta: Tensor
+) -> Tensor:
+    """Returns latents + delta * (uncond + guidance_scale * (cond - uncond)), in fp32.
+
+    latents: [B, ...] fp32; uncond and cond: [B, ...], the noise predictions (uncond None without guidance);
+    delta: [] fp32, sigma_next - sigma.
+    """
+    if takes(cond):
+        return guidance_euler_triton(latents, uncond, cond, guidance_scale, delta)
+    return guidance_euler_reference(latents, uncond, cond, guidance_scale, delta)

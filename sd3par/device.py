@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import os
+import resource
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import paddle
+from paddle.device.cuda.graphs import CUDAGraph
 
+from sd3par import cuda_driver
 from sd3par.config import require
+
+T = TypeVar("T")
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Memory(NamedTuple):
+    """Bytes: most that tensors took at once, and most that Paddle held for them."""
+
+    allocated: int
+    reserved: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,46 @@ class Device:
         """Returns "cpu", "gpu" or "nvgpu"."""
         return self.name.split(":")[0]
 
+    @property
+    def index(self) -> int:
+        """Returns which device of its kind it is."""
+        return int(self.name.partition(":")[2] or 0)
+
+    def place(self) -> object:
+        """Returns it as Paddle's lower calls want it."""
+        if self.kind == "cpu":
+            return paddle.CPUPlace()
+        return paddle.CUDAPlace(self.index) if self.kind == "gpu" else paddle.CustomPlace(self.kind, self.index)
+
+    def description(self) -> str:
+        """Returns what its maker calls it."""
+        return "CPU" if self.kind == "cpu" else cuda_driver.name(self.index)
+
+    def capability(self) -> tuple[int, int]:
+        """Returns the CUDA compute capability, as (9, 0); (0, 0) on the CPU."""
+        return (0, 0) if self.kind == "cpu" else cuda_driver.capability(self.index)
+
+    def memory(self) -> tuple[int, int]:
+        """Returns free and total bytes, all processes counted."""
+        if self.kind != "cpu":
+            return cuda_driver.memory(self.index)
+        page = os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+
+    def peak_memory(self) -> Memory:
+        """Returns the most memory in use since `reset_peak_memory`; on the CPU, of the process since its start."""
+        if self.kind == "cpu":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            return Memory(peak, peak)
+        allocated = paddle.device.max_memory_allocated(self.name)
+        return Memory(allocated, paddle.device.max_memory_reserved(self.name))
+
+    def reset_peak_memory(self) -> None:
+        """Lets peaks count from here; nothing on the CPU."""
+        if self.kind != "cpu":
+            paddle.device.reset_max_memory_allocated(self.name)
+            paddle.device.reset_max_memory_reserved(self.name)
+
     def activate(self) -> None:
         """Makes it the device of every tensor made from now on in this process."""
         if self.kind == "cpu":
@@ -35,12 +92,21 @@ class Device:
 
 def available() -> list[str]:
     """Returns the kinds of devices that this Paddle can use here, the fastest first."""
-    kinds = []
-    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0:
-        kinds.append("gpu")
-    if "nvgpu" in paddle.device.get_all_custom_device_type():
-        kinds.append("nvgpu")
-    return [*kinds, "cpu"]
+    return [*(kind for kind in ("gpu", "nvgpu") if count(kind) > 0), "cpu"]
+
+
+def count(kind: str) -> int:
+    """Returns how many devices of a kind this Paddle can use here; one CPU."""
+    if kind == "cpu":
+        return 1
+    if kind == "gpu":
+        return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+    return sum(name.split(":")[0] == kind for name in paddle.device.get_available_custom_device() or ())
+
+
+def current() -> str:
+    """Returns the name of the device that this process computes on now."""
+    return str(paddle.get_device())
 
 
 def choose(dtype: str = "auto", kind: str = "auto") -> Device:
@@ -60,21 +126,106 @@ def choose(dtype: str = "auto", kind: str = "auto") -> Device:
     require(dtype in ("auto", *possible), "dtype", dtype, f"auto or {', '.join(possible)} on {kind}")
     if dtype == "auto":
         dtype = "float32" if kind == "cpu" else "bfloat16"
-    return Device(kind if kind == "cpu" else f"{kind}:{local_index()}", dtype)
+    return Device(kind if kind == "cpu" else f"{kind}:{local_index(kind)}", dtype)
 
 
-def local_index() -> int:
-    """Returns which of this machine's devices belongs to this process, as Paddle's launcher says."""
-    for name in ("FLAGS_selected_gpus", "FLAGS_selected_nvgpus"):
-        if os.environ.get(name):
-            return int(os.environ[name].split(",")[0])
-    return 0
+def local_index(kind: str) -> int:
+    """Returns which of this machine's devices of a kind belongs to this process, as Paddle's launcher says."""
+    return int(os.environ.get(f"FLAGS_selected_{kind}s", "").split(",")[0] or 0)
+
+
+def current_index() -> int:
+    """Returns which device of its kind that is."""
+    return int(current().partition(":")[2] or 0)
 
 
 def synchronize() -> None:
-    """Waits until the device has done all that was asked of it."""
-    if not paddle.get_device().startswith("cpu"):
+    """Waits until the current device has done all that was asked of it."""
+    # Not by paddle.device.synchronize first: it keeps Python's lock, and the watchdog's thread could not beat (3.3.1).
+    if current() != "cpu" and not cuda_driver.synchronize(current_index()):
         paddle.device.synchronize()
+
+
+def stream_handle() -> int:
+    """Returns the CUDA stream that Paddle's operators go to on the current device; 0 on the CPU."""
+    return 0 if current() == "cpu" else int(paddle.device.current_stream().stream_base.raw_stream)
+
+
+class Event:
+    """A point in the work of the current device, with its time; on the CPU, in the host's."""
+
+    def __init__(self) -> None:
+        self._time = 0.0
+        self._event = None if current() == "cpu" else cuda_driver.Event(current_index())
+
+    def record(self) -> None:
+        """Puts the point behind everything asked for so far."""
+        if self._event is None:
+            self._time = time.perf_counter()
+        else:
+            self._event.record(stream_handle())
+
+    def elapsed_ms(self, later: Event) -> float:
+        """Returns the milliseconds from here to `later`, and waits for that."""
+        if self._event is None or later._event is None:
+            return 1e3 * (later._time - self._time)
+        return self._event.elapsed_ms(later._event)
+
+
+class CapturedGraph(Generic[T]):
+    """A function recorded as one CUDA graph, which every call replays; on the CPU, the function itself.
+
+    A replay reads and writes the memory of the recording: new inputs are copied into the old tensors, and the result
+    is the same tensors each time, with new values. What the function calls may not wait for the device, nor make
+    anything depend on values that it computes.
+
+    Args:
+        device: the current device.
+        function: what to record.
+        warmups: calls before the recording, in which kernels are compiled and libraries make their handles.
+    """
+
+    def __init__(self, device: Device, function: Callable[[], T], warmups: int = 2) -> None:
+        self._function = function
+        self._graph: Any = None
+        self._result: Any = None
+        if device.kind != "cpu":
+            for _ in range(warmups):
+                function()
+            synchronize()
+            self._graph = CUDAGraph(place=device.place())
+            self._record(function)
+
+    def _record(self, function: Callable[[], T]) -> None:
+        """Records without garbage collection: a tensor or graph that dies in between may free memory at a bad time."""
+        gc.collect()
+        collecting = gc.isenabled()
+        gc.disable()
+        self._graph.capture_begin()
+        try:
+            self._result = function()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the recording is broken; what broke it is the news
+                self._graph.capture_end()
+            raise
+        finally:
+            if collecting:
+                gc.enable()
+        self._graph.capture_end()
+
+    def __call__(self) -> T:
+        """Returns the function's result, for what its inputs hold now."""
+        if self._graph is None:
+            return self._function()
+        self._graph.replay()
+        return cast(T, self._result)
+
+    def reset(self) -> None:
+        """Gives the recording's memory back; before a process ends, since NCCL waits for recorded collectives."""
+        if self._graph is not None:
+            synchronize()
+            self._result = None
+            self._graph.reset()
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,126 @@
+"""Triton on Paddle, without torch: when its kernels can run here, and how they are launched on Paddle's stream.
+
+Compiled kernels are kept by Triton itself, per user (`~/.triton/cache`, or TRITON_CACHE_DIR).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import paddle
+from paddle import Tensor
+
+from sd3par import cuda_driver, device
+from sd3par.config import require
+from sd3par.errors import shorten
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # the references need none
+    triton = tl = None
+
+__all__ = [
+    "TESTED", "check_last_axis", "check_like", "jit", "kind_of", "launch", "next_power_of_2", "takes", "tl", "why_not",
+]  # fmt: skip
+TESTED = "3.6"
+MIN_CAPABILITY = (8, 0)  # bfloat16 in tensor cores, asynchronous copies
+_HALF = (paddle.bfloat16, paddle.float16)
+_log = logging.getLogger(__name__)
+
+
+def jit(function: Callable[..., None]) -> Any:
+    """Marks a Triton kernel; without Triton it stays what it is, and is never launched."""
+    return function if triton is None else triton.jit(function)
+
+
+def takes(x: Tensor) -> bool:
+    """Returns whether Triton kernels can work on `x`: half precision, on a device that has them, outside of tracing."""
+    return paddle.in_dynamic_mode() and x.dtype in _HALF and not x.place.is_cpu_place() and not why_not(kind_of(x))
+
+
+def kind_of(x: Tensor) -> str:
+    """Returns the kind of device that a tensor lies on."""
+    place = x.place
+    return str(place.custom_device_type()) if place.is_custom_place() else "cpu" if place.is_cpu_place() else "gpu"
+
+
+@functools.cache
+def why_not(kind: str) -> str:
+    """Returns why no Triton kernel can run on a kind of device, "" where they can; finds out by trying, once."""
+    if kind == "cpu":
+        return "the CPU runs the plain-Paddle references"
+    if triton is None:
+        return f"Triton is not installed: python -m pip install 'triton=={TESTED}.*'"
+    if not triton.__version__.startswith(f"{TESTED}."):
+        return f"Triton {triton.__version__}; tested: python -m pip install 'triton=={TESTED}.*'"
+    try:
+        _activate()
+        capability = triton.runtime.driver.active.get_current_target().arch
+    except Exception as error:  # no C compiler, no Python headers, no driver library ...
+        reason = shorten(f"{type(error).__name__}: {error}", 300)
+        _log.warning("Triton kernels are off, which is slow: %s", reason)
+        return reason
+    least = 10 * MIN_CAPABILITY[0] + MIN_CAPABILITY[1]
+    return "" if capability >= least else f"sm_{capability} is too old; needed: sm_{least}"
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
+    """Starts a kernel on Paddle's current stream; `options` are its constants, num_warps and num_stages."""
+    if 0 not in grid:
+        _activate()
+        kernel[grid](*arguments, **options)
+
+
+@functools.cache
+def _activate() -> None:
+    """Makes Triton ask Paddle for device and stream; its interpreter has neither."""
+    _keep_torch_out()
+    if not triton.knobs.runtime.interpret:
+        triton.runtime.driver.set_active(_driver())
+
+
+def _keep_torch_out() -> None:
+    """Makes Triton read its first argument now: then it imports torch where it finds it, at seconds a process."""
+    if "torch" in sys.modules:
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's way to say that a module cannot be imported
+    try:
+        triton.runtime.jit.mangle_type(1)
+    finally:
+        del sys.modules["torch"]
+
+
+def _driver() -> Any:
+    """Returns Triton's CUDA driver without running its constructor, which imports torch."""
+    from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
+
+    driver = CudaDriver.__new__(CudaDriver)
+    driver.utils, driver.launcher_cls = CudaUtils(), CudaLauncher
+    driver.get_current_device = device.current_index
+    driver.get_current_stream = lambda index: device.stream_handle()
+    driver.get_device_capability = cuda_driver.capability
+    driver.set_current_device = lambda index: paddle.set_device(f"{device.current().split(':')[0]}:{index}")
+    return driver
+
+
+def check_last_axis(**tensors: Tensor) -> None:
+    """Refuses tensors whose last axis is not contiguous: kernels read all others through their strides."""
+    for name, x in tensors.items():
+        require(x.shape[-1] == 1 or x.strides[-1] == 1, name, f"strides {x.strides}", "a contiguous last axis")
+
+
+def check_like(x: Tensor, shape: list[int], **tensors: Tensor) -> None:
+    """Refuses tensors that have another shape than `shape`, or another dtype than x."""
+    for name, other in tensors.items():
+        require(list(other.shape) == shape, name, f"shape {list(other.shape)}", f"shape {shape}")
+        require(other.dtype == x.dtype, name, f"dtype {other.dtype}", f"dtype {x.dtype}")
+
+
+def next_power_of_2(n: int) -> int:
+    """Returns the least power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()

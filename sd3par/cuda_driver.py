@@ -1,0 +1,111 @@
+"""A few questions to NVIDIA's driver library: it answers alike whichever Paddle runs above it.
+
+Paddle's own calls for these things differ between its CUDA build and a plug-in, or are missing from one (3.3.1: no
+timing events and no device properties for custom devices). Devices are numbered as Paddle numbers them, by
+CUDA_VISIBLE_DEVICES. Nothing is opened at import.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import weakref
+from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_void_p
+
+_MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # CUdevice_attribute of cuda.h
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL("libcuda.so.1")
+    _check(library, "cuInit", library.cuInit(0))
+    return library
+
+
+def _call(function: str, *arguments: object) -> None:
+    library = _library()
+    _check(library, function, getattr(library, function)(*arguments))
+
+
+def _check(library: ctypes.CDLL, function: str, status: int) -> None:
+    if status:
+        text = c_char_p()
+        library.cuGetErrorString(status, byref(text))
+        raise RuntimeError(f"{function} failed with {status}: {(text.value or b'unknown error').decode()}")
+
+
+@functools.cache
+def _device(index: int) -> c_int:
+    device = c_int()
+    _call("cuDeviceGet", byref(device), c_int(index))
+    return device
+
+
+@functools.cache
+def _context(index: int) -> c_void_p:
+    """Returns the device's primary context, the one that CUDA's runtime and so Paddle uses."""
+    context = c_void_p()
+    _call("cuDevicePrimaryCtxRetain", byref(context), _device(index))
+    return context
+
+
+def _attribute(index: int, which: int) -> int:
+    value = c_int()
+    _call("cuDeviceGetAttribute", byref(value), c_int(which), _device(index))
+    return value.value
+
+
+def capability(index: int) -> tuple[int, int]:
+    """Returns the compute capability of a device, as (9, 0)."""
+    return _attribute(index, _MAJOR), _attribute(index, _MINOR)
+
+
+def multiprocessors(index: int) -> int:
+    """Returns how many streaming multiprocessors a device has."""
+    return _attribute(index, _MULTIPROCESSORS)
+
+
+def name(index: int) -> str:
+    """Returns what NVIDIA calls a device."""
+    buffer = ctypes.create_string_buffer(256)
+    _call("cuDeviceGetName", buffer, c_int(len(buffer)), _device(index))
+    return buffer.value.decode()
+
+
+def memory(index: int) -> tuple[int, int]:
+    """Returns a device's free and total bytes, all processes counted."""
+    free, total = c_size_t(), c_size_t()
+    _call("cuCtxSetCurrent", _context(index))
+    _call("cuMemGetInfo_v2", byref(free), byref(total))
+    return free.value, total.value
+
+
+def synchronize(index: int) -> bool:
+    """Waits for all work on a device, other threads running on; returns False where there is no driver library."""
+    try:
+        _call("cuCtxSetCurrent", _context(index))
+    except OSError:
+        return False
+    _call("cuCtxSynchronize")
+    return True
+
+
+class Event:
+    """A point in a stream of device `index`, with its time."""
+
+    def __init__(self, index: int) -> None:
+        self._event = c_void_p()
+        _call("cuCtxSetCurrent", _context(index))
+        _call("cuEventCreate", byref(self._event), c_int(0))
+        weakref.finalize(self, _library().cuEventDestroy_v2, self._event).atexit = False
+
+    def record(self, stream: int) -> None:
+        """Puts the point behind everything that `stream`, a CUDA handle, has been given so far."""
+        _call("cuEventRecord", self._event, c_void_p(stream))
+
+    def elapsed_ms(self, later: Event) -> float:
+        """Returns the milliseconds from this point to `later`, and waits for that."""
+        time = c_float()
+        _call("cuEventSynchronize", later._event)
+        _call("cuEventElapsedTime", byref(time), self._event, later._event)
+        return time.value

@@ -1,0 +1,76 @@
+"""Every kernel compiled for GPUs that need not be there, from Paddle tensors: python -m tests.kernels.compiled
+
+Prints one JSON object: "kernel sm_XX" -> cubin bytes, shared memory bytes, launches; and whether torch got loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import paddle
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.driver import CudaDriver
+
+from sd3par.kernels import runtime
+from sd3par.kernels.adaln import _adaln, adaln_triton
+from sd3par.kernels.attention import _attention, attention_triton
+from sd3par.kernels.gate_adaln import _gate_adaln, gate_adaln_triton
+from sd3par.kernels.guidance_euler import _guidance_euler, guidance_euler_triton
+from sd3par.kernels.qkv import _split_heads, split_heads_triton
+
+CAPABILITIES = (80, 90, 100)
+KERNELS = {"attention": _attention, "adaln": _adaln, "gate_adaln": _gate_adaln, "split_heads": _split_heads,
+           "guidance_euler": _guidance_euler}  # fmt: skip
+
+
+def stub(capability: int, launches: list[tuple[int, ...]]) -> CudaDriver:
+    """Returns a driver for a GPU that is not there: it compiles, and notes launches instead of making them."""
+    driver = CudaDriver.__new__(CudaDriver)
+    driver.utils = SimpleNamespace(
+        load_binary=lambda *arguments: (0, 0, 32, 0, 1024),  # module, function, registers, spills, most threads
+        get_device_properties=lambda device: {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32},
+        unload_module=lambda module: None,
+    )
+    driver.launcher_cls = lambda source, metadata: lambda *arguments: launches.append(arguments[:3])
+    driver.get_current_device = lambda: capability  # a device a capability: compiled kernels are kept by device
+    driver.get_current_stream = lambda device: 0
+    driver.get_current_target = lambda: GPUTarget("cuda", capability, 32)
+    return driver
+
+
+def call_all() -> None:
+    """Calls every wrapper once with what the model gives it, in SD3-medium's shapes but fewer tokens."""
+    half = "bfloat16"
+    attention_triton(paddle.zeros([1, 333, 3, 24, 64], dtype=half))
+    x = paddle.zeros([2, 37, 1536], dtype=half)
+    shift, scale, gate, *_ = paddle.zeros([2, 6, 1536], dtype=half).unbind(1)
+    adaln_triton(x, scale, shift)
+    gate_adaln_triton(x, x, gate, scale, shift)
+    gate_adaln_triton(x, x, None, scale, shift)
+    norms = paddle.zeros([2, 64], dtype=half)
+    split_heads_triton(paddle.zeros([1, 37, 4608], dtype=half), 64, norms[0], norms[1])
+    latents, delta = paddle.zeros([1, 37, 64]), paddle.zeros([3])[1]
+    guidance_euler_triton(latents, latents.astype(half), latents.astype(half), 7.0, delta)
+
+
+def main() -> None:
+    paddle.set_device("cpu")
+    runtime._driver = lambda: None
+    runtime._activate()  # keeps torch out, as a real launch does
+    found: dict[str, object] = {}
+    for capability in CAPABILITIES:
+        launches: list[tuple[int, ...]] = []
+        triton.runtime.driver.set_active(stub(capability, launches))
+        call_all()
+        found[f"launches sm_{capability}"] = launches
+        for name, kernel in KERNELS.items():
+            made = list(kernel.device_caches[capability][0].values())
+            found[f"{name} sm_{capability}"] = [(len(one.asm["cubin"]), one.metadata.shared) for one in made]
+    print(json.dumps({**found, "torch": "torch" in sys.modules}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Every Triton kernel on a GPU, against fp64 on the CPU and beside the plain-Paddle reference in the same dtype.
+
+`check(device)` returns rows; a kernel is right if its error is at most that of the reference, with a little room.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from sd3par.device import CapturedGraph, Device, Event, synchronize
+from sd3par.kernels.adaln import adaln_reference, adaln_triton
+from sd3par.kernels.attention import Tiles, attention_reference, attention_triton
+from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
+from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
+from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
+
+UNIT = {"bfloat16": 2**-8, "float16": 2**-11}  # allowed where the reference does not run
+ROOM = 1.05  # times the reference's error, both root mean squares
+MAIN = (2, 4429, 24, 64)  # SD3-medium, 1024x1024, guidance, 333 text tokens
+# rows, tokens, heads, head_dim, keys that count, tokens in memory behind the last (poison)
+ATTENTION = [
+    (*MAIN, 4429, 0), (2, 1178, 24, 64, 1178, 0), (1, 1, 2, 64, 1, 0), (2, 37, 2, 64, 37, 5), (2, 300, 3, 32, 211, 5),
+    (1, 200, 2, 128, 200, 0), (1, 129, 3, 48, 100, 3), (2, 77, 1, 16, 77, 0), (1, 130, 1, 256, 130, 0),
+    (1, 4429, 38, 64, 4429, 0),
+]  # fmt: skip
+NORMS = [(2, 4096, 1536), (2, 333, 1536), (2, 4096, 2432), (3, 37, 48), (1, 1, 1536)]
+SWEEP = [Tiles(128, 64, 4, 3), Tiles(128, 64, 4, 2), Tiles(128, 64, 4, 4), Tiles(128, 128, 8, 2), Tiles(128, 128, 8, 3),
+         Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 4, 2), Tiles(128, 32, 4, 3)]  # fmt: skip
+Row = dict[str, Any]
+
+
+def check(device: Device) -> list[Row]:
+    """Returns a row for every kernel, shape and dtype: errors, what is allowed, microseconds of both, and `ok`."""
+    device.activate()
+    with paddle.no_grad():
+        rows = [row for dtype in ("bfloat16", "float16") for row in _kernels(dtype)]
+        rows += [_captured(device), _sized("torch stays out of the process", float("torch" in sys.modules), 0.0)]
+    return rows
+
+
+def sweep(device: Device) -> list[Row]:
+    """Returns attention's time at the main shape for other ways to cut its work."""
+    device.activate()
+    rows, tokens, heads, head_dim = MAIN
+    qkv = _on_device(_draw(0, rows, tokens, 3, heads, head_dim), "bfloat16")
+    flops = 4 * rows * heads * tokens**2 * head_dim
+    found = []
+    for tiles in SWEEP:
+        us = time_us(lambda tiles=tiles: attention_triton(qkv, tiles=tiles))
+        found.append(
+            {"kernel": "attention", "tiles": list(tiles), "us": round(us, 1), "tflops": round(flops / us / 1e6)}
+        )
+    return found
+
+
+def time_us(call: Callable[[], object], repeats: int = 20) -> float:
+    """Returns microseconds a call by events, after three calls that do not count."""
+    for _ in range(3):
+        call()
+    begin, end = Event(), Event()
+    begin.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    return 1e3 * begin.elapsed_ms(end) / repeats
+
+
+def _kernels(dtype: str) -> Iterator[Row]:
+    for shape in ATTENTION:
+        yield _attention(dtype, *shape)
+    for shape in NORMS:
+        yield from _norms(dtype, *shape)
+    for shape in [(2, 4096, 24, 64), (2, 333, 24, 64), (1, 5, 38, 64), (1, 3, 5, 24)]:
+        yield _split_heads(dtype, *shape)
+    for guided in (True, False):
+        yield _guidance(dtype, guided)
+
+
+def _attention(dtype: str, rows: int, tokens: int, heads: int, head_dim: int, keys: int, behind: int) -> Row:
+    """The fp64 reference is made of some heads only; what lies behind the last token or key is huge or NaN."""
+    values = _draw(tokens, rows, tokens + behind, 3, heads, head_dim) * 1.5
+    values[:, tokens:] = np.nan
+    values[:, keys:tokens, 1:] = 1e4 if dtype == "bfloat16" else np.nan
+    memory = _on_device(values, dtype)
+    qkv = memory[:, :tokens]
+    given = None if keys == tokens else keys
+    some = sorted({0, heads // 2, heads - 1})[: 2 if tokens > 1000 else 3]
+    exact = _host(memory)[-1:, :tokens]  # the values as rounded, of the last row
+    want = np.stack([_softmax_attention(exact[0, :, :, head], keys) for head in some], axis=1)  # [S, some, head_dim]
+
+    def chosen(out: Tensor) -> np.ndarray:
+        return _host(out)[-1].reshape(tokens, heads, head_dim)[:, some]
+
+    def reference() -> Tensor:
+        return attention_reference(qkv, given)
+
+    name = f"rows {rows} tokens {tokens} heads {heads}x{head_dim} keys {keys}"
+    return _row("attention", name, dtype, want, lambda: attention_triton(qkv, given), reference, chosen)
+
+
+def _softmax_attention(qkv: np.ndarray, keys: int) -> np.ndarray:
+    """qkv: [S, 3, head_dim] fp64 -> [S, head_dim]."""
+    q, k, v = qkv[:, 0], qkv[:keys, 1], qkv[:keys, 2]
+    scores = q @ k.T / np.sqrt(q.shape[1])
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    return weights @ v / weights.sum(1, keepdims=True)
+
+
+def _norms(dtype: str, rows: int, tokens: int, dim: int) -> Iterator[Row]:
+    """x is half of a longer buffer and the modulations are slices of one, as the model has them."""
+    buffer = _on_device(_draw(1, rows, tokens + 3, dim) + 2.0, dtype)
+    x, branch = buffer[:, :tokens], _on_device(_draw(2, rows, tokens, dim), dtype)
+    mods = _on_device(_draw(3, rows, 6, dim), dtype)
+    shift, scale, gate, *_ = mods.unbind(1)
+    x64, branch64 = _host(buffer)[:, :tokens], _host(branch)
+    shift64, scale64, gate64, *_ = (_host(mods)[:, i : i + 1] for i in range(6))
+    sum64 = x64 + gate64 * branch64
+    name = f"rows {rows} tokens {tokens} dim {dim}"
+    yield _row(
+        "adaln", name, dtype, _norm(x64) * (1 + scale64) + shift64,
+        lambda: adaln_triton(x, scale, shift), lambda: adaln_reference(x, scale, shift), _host,
+    )  # fmt: skip
+    yield _row(
+        "gate_adaln", name, dtype, np.stack([sum64, _norm(sum64) * (1 + scale64) + shift64]),
+        lambda: gate_adaln_triton(x, branch, gate, scale, shift),
+        lambda: gate_adaln_reference(x, branch, gate, scale, shift), _both,
+    )  # fmt: skip
+    sum64 = x64 + branch64
+    yield _row(
+        "gate_adaln, gated already", name, dtype, np.stack([sum64, _norm(sum64) * (1 + scale64) + shift64]),
+        lambda: gate_adaln_triton(x, branch, None, scale, shift),
+        lambda: gate_adaln_reference(x, branch, None, scale, shift), _both,
+    )  # fmt: skip
+
+
+def _norm(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+
+def _both(outputs: tuple[Tensor, Tensor]) -> np.ndarray:
+    return np.stack([_host(one) for one in outputs])
+
+
+def _split_heads(dtype: str, rows: int, tokens: int, heads: int, dim: int) -> Row:
+    packed = _on_device(_draw(4, rows, tokens, 3 * heads * dim), dtype)
+    norms = _on_device(1.0 + 0.3 * _draw(5, 2, dim), dtype)
+    want, weights = _host(packed).reshape(rows, tokens, 3, heads, dim), _host(norms)
+    for part in range(2):
+        x = want[:, :, part]
+        want[:, :, part] = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weights[part]
+    return _row(
+        "split_heads", f"rows {rows} tokens {tokens} heads {heads}x{dim}", dtype, want,
+        lambda: split_heads_triton(packed, dim, norms[0], norms[1]),
+        lambda: split_heads_reference(packed, dim, norms[0], norms[1]), _host,
+    )  # fmt: skip
+
+
+def _guidance(dtype: str, guided: bool) -> Row:
+    latents = _on_device(_draw(6, 1, 4096, 64), "float32")
+    cond, uncond = (_on_device(_draw(seed, 1, 4096, 64), dtype) for seed in (7, 8))
+    delta = paddle.to_tensor(np.float32([0.5, -0.0371, 0.25]))[1]
+    prediction = _host(uncond) + 7.0 * (_host(cond) - _host(uncond)) if guided else _host(cond)
+    arguments = (latents, uncond if guided else None, cond, 7.0, delta)
+    return _row(
+        "guidance_euler", "guided" if guided else "unguided", dtype, _host(latents) + _host(delta) * prediction,
+        lambda: guidance_euler_triton(*arguments), lambda: guidance_euler_reference(*arguments), _host,
+    )  # fmt: skip
+
+
+def _row(
+    kernel: str, shape: str, dtype: str, want: np.ndarray, ours: Callable[[], Any], reference: Callable[[], Any],
+    values: Callable[[Any], np.ndarray],
+) -> Row:  # fmt: skip
+    beside: Row = {}
+    try:
+        allowed = ROOM * _error(values(reference()), want) + 1e-7
+        beside["reference_us"] = time_us(reference, 5)
+    except Exception as error:  # an op that the device lacks says nothing about the kernel
+        allowed, beside["reference_failed"] = UNIT[dtype], f"{type(error).__name__}: {error}"[:200]
+    row = _sized(kernel, _error(values(ours()), want), allowed)
+    return {**row, "shape": shape, "dtype": dtype, "us": time_us(ours), **beside}
+
+
+def _error(got: np.ndarray, want: np.ndarray) -> float:
+    """Returns the root mean square of the difference, relative to the values; NaN and a wrong shape are infinite."""
+    if got.shape != want.shape or not np.isfinite(got).all():
+        return float("inf")
+    return float(np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)))
+
+
+def _sized(kernel: str, error: float, allowed: float) -> Row:
+    return {"kernel": kernel, "error": error, "allowed": allowed, "ok": bool(error <= allowed)}
+
+
+def _captured(device: Device) -> Row:
+    """A recorded norm, matmul and attention, replayed on new inputs, equal what runs without recording, bit for bit."""
+    draws = [_on_device(_draw(seed, 1, 77, 1536), "bfloat16") for seed in (10, 11)]
+    x = draws[0].clone()
+    mods = _on_device(_draw(12, 1, 2, 1536), "bfloat16")
+    weight = _on_device(_draw(13, 1536, 4608) * 0.03, "bfloat16")
+
+    def function() -> Tensor:
+        normed = adaln_triton(x, mods[:, 0], mods[:, 1])
+        return attention_triton(F.linear(normed, weight).reshape([1, 77, 3, 24, 64]))
+
+    graph = CapturedGraph(device, function)
+    differences = []
+    for draw in (*draws, draws[0]):
+        paddle.assign(draw, x)
+        replayed = _host(graph())
+        differences.append(np.abs(replayed - _host(function())).max())
+    graph.reset()
+    moved = np.abs(_host(draws[0]) - _host(draws[1])).max() > 0
+    return _sized("captured graph of kernels", max(differences) if moved else float("inf"), 0.0)
+
+
+def _draw(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def _on_device(values: np.ndarray, dtype: str) -> Tensor:
+    return paddle.to_tensor(values.astype(np.float32)).astype(dtype)
+
+
+def _host(x: Tensor) -> np.ndarray:
+    synchronize()
+    return x.astype("float32").numpy().astype(np.float64)

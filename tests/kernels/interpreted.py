@@ -1,0 +1,106 @@
+"""Every kernel in Triton's interpreter, fp32, against its reference in fp64: python -m tests.kernels.interpreted
+
+Prints one JSON object: case -> largest error. Sizes are odd, views have strides, and what lies in memory behind the
+last token, key or column is poison.
+"""
+
+from __future__ import annotations
+
+from tests.kernels.interpreter import install
+
+install()
+
+import json  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+from paddle import Tensor  # noqa: E402
+
+from sd3par.kernels.adaln import adaln_reference, adaln_triton  # noqa: E402
+from sd3par.kernels.attention import Tiles, attention_reference, attention_triton  # noqa: E402
+from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton  # noqa: E402
+from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton  # noqa: E402
+from sd3par.kernels.qkv import split_heads_reference, split_heads_triton  # noqa: E402
+from tests.arrays import array  # noqa: E402
+
+SMALL = Tiles(32, 16, 4, 2)
+Case = tuple[str, object, object]
+
+
+def tensor(name: str, *shape: int) -> Tensor:
+    return paddle.to_tensor(array(name, shape))
+
+
+def inside(x: Tensor, poison: float) -> Tensor:
+    """Returns a view with the values of x in a larger tensor that is `poison` everywhere else."""
+    wide = np.full([size + 3 for size in x.shape], poison, np.float32)
+    box = tuple(slice(1, 1 + size) for size in x.shape)
+    wide[box] = x.numpy()
+    return paddle.to_tensor(wide)[box]
+
+
+def wide(x: object) -> object:
+    return x.astype("float64") if isinstance(x, Tensor) and x.dtype == paddle.float32 else x
+
+
+def pair(name: str, kernel: Callable[..., object], reference: Callable[..., object], *arguments: object) -> Case:
+    return name, kernel(*arguments), reference(*(wide(argument) for argument in arguments))
+
+
+def attention_cases() -> Iterator[Case]:
+    for shape in [(2, 37, 3, 2, 48), (1, 1, 3, 1, 64), (2, 64, 3, 1, 16), (1, 45, 3, 2, 8)]:
+        qkv = tensor(f"qkv{shape}", *shape)
+        yield f"attention {shape}", attention_triton(qkv, tiles=SMALL), attention_reference(wide(qkv))
+    qkv = tensor("qkv long", 1, 1089, 3, 1, 64)
+    yield pair("attention 1089 tokens, own tiles", attention_triton, attention_reference, qkv)
+    for poison in (float("nan"), 1e4):
+        qkv = inside(tensor("qkv strided", 2, 37, 3, 2, 32), poison)
+        yield f"attention strided in {poison}", attention_triton(qkv, tiles=SMALL), attention_reference(wide(qkv))
+        qkv = tensor("qkv padded", 2, 37, 3, 2, 32)
+        qkv[:, 21:] = poison
+        got = attention_triton(qkv, 21, SMALL)[:, :21]
+        yield f"attention with {poison} behind key_length", got, attention_reference(wide(qkv[:, :21]))
+
+
+def norm_cases() -> Iterator[Case]:
+    for rows, tokens, dim in [(2, 5, 48), (1, 3, 1536), (3, 1, 7)]:
+        name = f"({rows}, {tokens}, {dim})"
+        x, branch = tensor("x" + name, rows, tokens, dim) + 3.0, tensor("branch" + name, rows, tokens, dim)
+        shift, scale, gate, *_ = tensor("mod" + name, rows, 6, dim).unbind(1)
+        yield pair(f"adaln {name}", adaln_triton, adaln_reference, x, scale, shift)
+        view = inside(x, float("nan"))
+        yield pair(f"adaln strided {name}", adaln_triton, adaln_reference, view, scale, shift)
+        for case, given in (("gated", gate), ("ungated", None)):
+            both = pair("", gate_adaln_triton, gate_adaln_reference, view, branch, given, scale, shift)
+            for part, got, want in zip(("stream", "norm"), *both[1:], strict=True):
+                yield f"gate_adaln {case} {part} {name}", got, want
+
+
+def other_cases() -> Iterator[Case]:
+    for rows, tokens, heads, dim in [(2, 3, 3, 64), (1, 2, 5, 24)]:
+        packed = tensor(f"packed{heads}", rows, tokens, 3 * heads * dim)
+        norms = [1.0 + tensor(f"norm{i}{dim}", dim) for i in range(2)]
+        arguments = (inside(packed, float("nan")), dim, *norms)
+        yield pair(f"split_heads ({heads}, {dim})", split_heads_triton, split_heads_reference, *arguments)
+    latents, cond, uncond = (tensor(name, 2, 37, 31) for name in ("latents", "cond", "uncond"))
+    delta = paddle.to_tensor([0.5, -0.25])[1]
+    for name, other in (("guided", uncond), ("unguided", None)):
+        arguments = (latents, other, cond, 7.0, delta)
+        got, want = guidance_euler_triton(*arguments), guidance_euler_reference(*arguments)
+        yield f"guidance_euler {name}", got, want
+
+
+def main() -> None:
+    paddle.set_device("cpu")
+    errors = {"torch is loaded": float("torch" in sys.modules)}
+    for cases in (attention_cases(), norm_cases(), other_cases()):
+        for name, got, want in cases:
+            error = np.abs(got.numpy().astype(np.float64) - want.numpy()).max() if got.shape == want.shape else np.nan
+            errors[name] = float(error)
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main()

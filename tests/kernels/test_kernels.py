@@ -1,0 +1,137 @@
+"""Triton kernels against their references in Triton's interpreter, and as far as the compiler; which of them runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import paddle
+import pytest
+
+from sd3par import ConfigError, kernels
+from sd3par.kernels import runtime
+from sd3par.kernels.adaln import adaln_triton
+from sd3par.kernels.attention import MAX_HEAD_DIM, attention_reference, attention_triton
+from sd3par.kernels.gate_adaln import gate_adaln_triton
+from sd3par.kernels.guidance_euler import guidance_euler_triton
+from sd3par.kernels.qkv import split_heads_triton
+from tests import tolerances
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason=f"needs Triton: pip install 'triton=={runtime.TESTED}.*'"
+)
+
+
+def run(module: str) -> dict:
+    """Returns what a module of this folder prints, from a process of its own."""
+    result = subprocess.run([sys.executable, "-m", f"tests.kernels.{module}"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@needs_triton
+def test_kernels_equal_their_references() -> None:
+    errors = run("interpreted")
+    assert errors.pop("torch is loaded") == 0
+    assert len(errors) > 25
+    assert {name: error for name, error in errors.items() if not error <= tolerances.MODULE} == {}
+
+
+@needs_triton
+def test_kernels_compile_for_every_gpu_of_interest() -> None:
+    found = run("compiled")
+    assert found.pop("torch") is False
+    shared_at_most = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+    for capability, most in shared_at_most.items():
+        launches = found.pop(f"launches sm_{capability}")
+        assert launches == [[6, 24, 1], [37, 2, 1], [37, 2, 1], [37, 2, 1], [37, 3, 1], [3, 1, 1]]
+        made = {name: sizes for name, sizes in found.items() if name.endswith(f"sm_{capability}")}
+        assert len(made) == 5
+        for name, sizes in made.items():
+            assert len(sizes) == (2 if name.startswith("gate_adaln") else 1), name
+            assert all(cubin > 0 and shared <= most for cubin, shared in sizes), name
+
+
+def test_key_length_hides_keys() -> None:
+    qkv = paddle.randn([2, 9, 3, 2, 8])
+    whole = attention_reference(qkv[:, :5])
+    qkv[:, 5:] = 1e4
+    assert float((kernels.attention(qkv, 5)[:, :5] - whole).abs().max()) <= tolerances.MODULE
+    assert float((kernels.attention(qkv)[:, :5] - whole).abs().max()) > 100 * tolerances.MODULE
+
+
+def test_the_cpu_runs_references_and_says_why() -> None:
+    assert "references" in kernels.why_not_triton("cpu")
+    assert not runtime.takes(paddle.zeros([1], dtype="bfloat16"))
+    assert runtime.kind_of(paddle.zeros([1]).cpu()) == "cpu"
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch):
+    runtime.why_not.cache_clear()
+    yield monkeypatch
+    runtime.why_not.cache_clear()
+
+
+def test_missing_triton_has_a_remedy(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr(runtime, "triton", None)
+    assert "pip install" in runtime.why_not("nvgpu")
+
+
+def test_kernels_import_without_triton() -> None:
+    script = (
+        "import sys; sys.modules['triton'] = None; from sd3par import kernels; print(kernels.why_not_triton('gpu'))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "Triton is not installed" in result.stdout
+
+
+@needs_triton
+def test_other_triton_is_named(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr(runtime.triton, "__version__", "3.1.0")
+    assert runtime.why_not("nvgpu").startswith("Triton 3.1.0; tested: ")
+
+
+@needs_triton
+def test_a_driver_that_fails_turns_triton_off(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError("no C compiler")
+
+    fresh.setattr(runtime, "_activate", fail)
+    assert runtime.why_not("nvgpu") == "RuntimeError: no C compiler"
+    assert "no C compiler" in caplog.text
+
+
+def zeros(*shape: int) -> paddle.Tensor:
+    return paddle.zeros(shape)
+
+
+MOD, WEIGHT = zeros(1, 8), zeros(8)
+BAD = {
+    "attention without three parts": (lambda: attention_triton(zeros(1, 2, 4, 1, 8)), "qkv"),
+    "attention with too large heads": (lambda: attention_triton(zeros(1, 2, 3, 1, MAX_HEAD_DIM + 1)), "head_dim"),
+    "attention with more keys than tokens": (lambda: attention_triton(zeros(1, 2, 3, 1, 8), 3), "key_length"),
+    "attention with strided heads": (lambda: attention_triton(zeros(1, 2, 3, 1, 16)[..., ::2]), "qkv"),
+    "adaln of a vector": (lambda: adaln_triton(zeros(8), MOD, MOD), "x"),
+    "adaln with another row count": (lambda: adaln_triton(zeros(2, 3, 8), MOD, MOD), "scale"),
+    "adaln with another dtype": (lambda: adaln_triton(zeros(1, 3, 8), MOD, MOD.astype("float64")), "shift"),
+    "gate_adaln with another branch": (lambda: gate_adaln_triton(zeros(1, 3, 8), zeros(1, 2, 8), None, MOD, MOD),
+                                       "branch"),
+    "gate_adaln with another gate": (lambda: gate_adaln_triton(zeros(1, 3, 8), zeros(1, 3, 8), WEIGHT, MOD, MOD),
+                                     "gate"),
+    "split_heads of a width that does not divide": (lambda: split_heads_triton(zeros(1, 2, 25), 8, WEIGHT, WEIGHT),
+                                                    "packed"),
+    "split_heads with another weight": (lambda: split_heads_triton(zeros(1, 2, 24), 8, WEIGHT, MOD), "norm_k"),
+    "guidance of other latents": (lambda: guidance_euler_triton(zeros(1, 8), None, zeros(2, 8), 1.0, zeros(1)[0]),
+                                  "cond"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_tensors_are_named(case: str) -> None:
+    call, field = BAD[case]
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert caught.value.field == field

@@ -1,0 +1,93 @@
+"""What sd3par.device answers on the CPU, and how it records graphs, on a stand-in for Paddle's."""
+
+from __future__ import annotations
+
+import gc
+
+import paddle
+import pytest
+
+from sd3par import device
+from sd3par.device import CapturedGraph, Device, Event
+
+CPU = Device("cpu", "float32")
+
+
+def test_names() -> None:
+    assert (CPU.kind, CPU.index) == ("cpu", 0)
+    assert (Device("nvgpu:3", "bfloat16").kind, Device("nvgpu:3", "bfloat16").index) == ("nvgpu", 3)
+
+
+def test_the_cpu_answers_everything() -> None:
+    CPU.activate()
+    device.synchronize()
+    assert device.stream_handle() == 0
+    assert device.current() == "cpu" and device.current_index() == 0
+    assert CPU.capability() == (0, 0) and CPU.description() == "CPU"
+    free, total = CPU.memory()
+    assert 0 < free <= total
+    CPU.reset_peak_memory()
+    assert total >= CPU.peak_memory().allocated > 10 << 20  # Paddle alone takes more
+
+
+def test_events_measure() -> None:
+    begin, end = Event(), Event()
+    begin.record()
+    paddle.randn([100_000]).numpy()
+    end.record()
+    assert 0 < begin.elapsed_ms(end) < 60_000
+
+
+def test_a_plug_in_without_devices_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paddle.device, "get_available_custom_device", lambda: [])
+    assert device.count("nvgpu") == 0 and "nvgpu" not in device.available()
+    monkeypatch.setattr(paddle.device, "get_available_custom_device", lambda: ["nvgpu:0", "nvgpu:1", "npu:0"])
+    assert device.count("nvgpu") == 2 and "nvgpu" in device.available()
+
+
+def test_a_graph_on_the_cpu_is_its_function() -> None:
+    calls = []
+    graph = CapturedGraph(CPU, lambda: calls.append(1) or len(calls))
+    assert calls == []
+    assert (graph(), graph()) == (1, 2)
+    graph.reset()
+
+
+class Recorder:
+    """Stands in for Paddle's CUDAGraph and notes what happens."""
+
+    log: list[str]
+
+    def __init__(self, place: object) -> None:
+        Recorder.log = []
+
+    def __getattr__(self, name: str):
+        return lambda: Recorder.log.append(name)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Device:
+    monkeypatch.setattr(device, "CUDAGraph", Recorder)
+    monkeypatch.setattr(Device, "place", lambda self: None)
+    return Device("nvgpu:0", "bfloat16")
+
+
+def test_a_graph_is_recorded_once_and_replayed(gpu: Device) -> None:
+    calls = []
+    graph = CapturedGraph(gpu, lambda: calls.append(gc.isenabled()) or len(calls))
+    assert calls == [True, True, False]  # two warm-ups, one recording
+    assert (graph(), graph()) == (3, 3)
+    graph.reset()
+    assert Recorder.log == ["capture_begin", "capture_end", "replay", "replay", "reset"]
+    assert gc.isenabled()
+
+
+def test_a_recording_that_fails_ends_and_says_why(gpu: Device) -> None:
+    def function() -> None:
+        if not gc.isenabled():
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        CapturedGraph(gpu, function)
+    assert Recorder.log == ["capture_begin", "capture_end"]
+    assert gc.isenabled()
