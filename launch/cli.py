@@ -27,7 +27,8 @@ GENERATE = """\
 Draws pictures with Stable Diffusion 3; on several devices it starts Paddle's launcher itself.
 
   sd3par generate "a red circle on a blue background"
-  sd3par generate "a red circle on a blue background" --mp_size 2 --dp_size 2"""
+  sd3par generate "a red circle on a blue background" --mp_size 2 --dp_size 2
+  sd3par generate "a red circle on a blue background" --mp_size 2 --devices 2,3"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +60,7 @@ def generate(argv: Sequence[str]) -> int:
     from sd3par.launch.worker import work
 
     job = Job.of(options)
-    if job.parallel.world == 1:
+    if job.parallel.world == 1 and options.devices is None:
         return work(job, Place())
     job.check(writes=True)
     endings.prepare(Place())

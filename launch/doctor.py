@@ -9,32 +9,22 @@ import platform
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import metadata
-from typing import Literal
 
 from sd3par import __version__
 from sd3par.config import GenerationRequest, ParallelConfig
-from sd3par.errors import Sd3parError, shorten
-from sd3par.launch import endings
+from sd3par.errors import shorten
+from sd3par.launch import doctor_nvgpu, endings
 from sd3par.launch.environment import cores, prepare_process
+from sd3par.launch.findings import Check, attempt
 from sd3par.launch.parser import Parser
 from sd3par.launch.report import table
 
 NEEDED = ("numpy", "safetensors", "tokenizers", "pillow", "tqdm")
 WHEELS = ("paddlepaddle", "paddlepaddle-gpu")
-PACKAGES = (*WHEELS, *NEEDED, "triton")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding. state: "ok", "off" (works without it), or "bad" (does not work). advice: what to do, or nothing."""
-
-    state: Literal["ok", "off", "bad"]
-    name: str
-    detail: str
-    advice: str = ""
+NVIDIA = ("nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-nccl-cu13")
+PACKAGES = (*WHEELS, *NEEDED, "triton", *NVIDIA)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
     prepare_process(1)
     versions = installed()
-    checks = examine(versions, render=options.run)
+    checks = examine(versions, render=options.run, nvgpu=options.device == "nvgpu")
     usable = all(check.state != "bad" for check in checks)
     if options.json:
         found = {"usable": usable, "versions": versions, "checks": [dataclasses.asdict(check) for check in checks]}
@@ -54,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Namespace:
     parser = Parser(prog="sd3par doctor", description="Says what works on this machine, and what to do about the rest.")
+    told = "nvgpu: also the plug-in for NVIDIA GPUs, their links, and every op of a picture"
+    parser.add_argument("--device", choices=("auto", "nvgpu"), default="auto", help=told)
     parser.add_argument("--run", action="store_true", help="also draw a picture of one step with the bundled model")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -71,12 +63,14 @@ def installed() -> dict[str, str]:
     return versions
 
 
-def examine(versions: dict[str, str], render: bool) -> list[Check]:
-    """Returns all findings; what depends on something bad is left out."""
+def examine(versions: dict[str, str], render: bool, nvgpu: bool = False) -> list[Check]:
+    """Returns all findings, those about the plug-in too if asked for; what depends on something bad is left out."""
     checks = [_packages(versions), _paddle(versions)]
     if any(check.state == "bad" for check in checks):
         return checks
     checks += [_cpu(), *_accelerators(), _triton(), _bfloat16(), _processes(), _launcher(), _model()]
+    if nvgpu:
+        checks += doctor_nvgpu.examine()
     if render and all(check.state != "bad" for check in checks):
         checks.append(_render())
     return checks
@@ -117,7 +111,12 @@ def _accelerators() -> list[Check]:
 
     missing = {
         "gpu": Check("off", "gpu", "no GPU that this Paddle can use", "NVIDIA: paddlepaddle-gpu 3.3, not paddlepaddle"),
-        "nvgpu": Check("off", "nvgpu", "the CUDA plug-in for Paddle's CPU wheel is not installed"),
+        "nvgpu": Check(
+            "off",
+            "nvgpu",
+            "no GPU that the plug-in for Paddle's CPU wheel can use",
+            "sd3par doctor --device nvgpu says why; README.md how to build it",
+        ),  # fmt: skip
     }
     found = available()
     return [Check("ok", kind, f"{device_count(kind)} devices") if kind in found else missing[kind] for kind in missing]
@@ -166,7 +165,7 @@ def _model() -> Check:
         request = preflight(open_model("tiny"), GenerationRequest(("",)), ParallelConfig())
         return f"complete, {request.width} x {request.height}"
 
-    return _attempt("bundled model", check, "install sd3par again: a file of its model is missing or broken")
+    return attempt("bundled model", check, "install sd3par again: a file of its model is missing or broken")
 
 
 def _render() -> Check:
@@ -179,17 +178,7 @@ def _render() -> Check:
         pipe.generate(GenerationRequest(("a red circle",), num_inference_steps=1), progress=False)
         return f"one step took {time.perf_counter() - loaded:.2f} s, loading {loaded - begin:.2f} s"
 
-    return _attempt("a picture", draw, 'sd3par generate "a red circle" --debug shows where it fails')
-
-
-def _attempt(name: str, work: Callable[[], str], advice: str) -> Check:
-    """Returns what became of `work`: a doctor does not fall ill."""
-    try:
-        return Check("ok", name, work())
-    except Sd3parError as error:
-        return Check("bad", name, str(error), advice)
-    except Exception as error:
-        return Check("bad", name, shorten(f"{type(error).__name__}: {error}"), advice)
+    return attempt("a picture", draw, 'sd3par generate "a red circle" --debug shows where it fails')
 
 
 def _text(versions: dict[str, str], checks: list[Check], usable: bool) -> str:

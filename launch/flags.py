@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from sd3par.config import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, GenerationRequest
-from sd3par.launch.parser import OnlyOne, Parser, number, one_of, whole
+from sd3par.launch.parser import OnlyOne, Parser, number, one_of, whole, whole_list
 
-DEFAULT_PROMPT = "a red circle on a blue background"
+DEFAULT_PROMPT, DEFAULT_MODEL = "a red circle on a blue background", "tiny"
 ENGINES = ("auto", "eager")
 DEVICES = ("auto", "cpu", "gpu", "nvgpu")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+RANDOM_MODELS = ("sd3-medium", "sd3.5-medium", "sd3.5-large", "tiny")
 
 _EPILOG = """\
 Flags may be written with - or _ between their words: --dp-size 2 is --dp_size 2.
@@ -43,14 +44,15 @@ def render_parser(prog: str, description: str, prompt_flag: bool) -> Parser:
     """Returns the parser of everything about rendering.
 
     Args:
-        prompt_flag: whether the prompt is only a flag, with a default; else it is an argument or a flag, without.
+        prompt_flag: as Paddle's launcher starts it: it chooses the devices, and the prompt is only a flag, with a
+            default. Else the prompt is an argument or a flag, without.
     """
     usage = f"{prog} [options]" if prompt_flag else f"{prog} PROMPT [options]"
     parser = Parser(prog=prog, usage=usage, description=description, epilog=_EPILOG)
     _picture(Group(parser, "the picture"), prompt_flag)
     _start(Group(parser, "image-to-image"))
     _model(Group(parser, "the model"))
-    _mesh(Group(parser, "where it is rendered: on dp_size x mp_size x sp_size processes"))
+    _mesh(Group(parser, "where it is rendered: on dp_size x mp_size x sp_size processes"), prompt_flag)
     _result(Group(parser, "the result"))
     _trouble(Group(parser, "when something is wrong"))
     return parser
@@ -86,18 +88,21 @@ def _start(group: Group) -> None:
 
 
 def _model(group: Group) -> None:
-    group.value(
-        "model", "PATH", "tiny (it comes with sd3par), a diffusers folder, or a .safetensors file", default="tiny"
-    )
+    group.value("model", "PATH", f"{DEFAULT_MODEL} (it comes with sd3par), a diffusers folder, or a .safetensors file "
+                f"(default: {DEFAULT_MODEL})")  # fmt: skip
+    group.value("random_weights", "NAME", f"instead of --model: {', '.join(RANDOM_MODELS)}, with made-up weights: to "
+                "measure with, without a download; the pictures show nothing", one_of(RANDOM_MODELS))  # fmt: skip
     group.value("tokenizers", "FOLDER", "with tokenizer, tokenizer_2 and tokenizer_3, which a single file lacks")
     group.switch("no_t5", "leave out T5, the largest of the text encoders")
 
 
-def _mesh(group: Group) -> None:
+def _mesh(group: Group, launched: bool) -> None:
     group.value("dp_size", "N", "share pictures, or the two halves of guidance, among N", whole, 1)
     group.value("mp_size", "N", "share weights and attention heads among N", whole, 1)
     group.value("sp_size", "N", "share tokens among N", whole, 1)
     group.value("device", "NAME", f"{', '.join(DEVICES)}; auto is the fastest there is", one_of(DEVICES), "auto")
+    if not launched:
+        group.value("devices", "I,J,...", "which GPUs, one for each process (default: the first ones)", whole_list)
     group.value("dtype", "NAME", f"{', '.join(DTYPES)}; auto is bfloat16 on GPUs, else float32", one_of(DTYPES), "auto")
     group.value("engine", "NAME", ", ".join(ENGINES), one_of(ENGINES), "auto")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sd3par.config import GenerationRequest, ParallelConfig, require
 from sd3par.errors import ConfigError
+from sd3par.launch.flags import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sd3par.inputs import Inputs
@@ -45,6 +46,13 @@ class Job:
         return cls(options, parallel, requests, outputs)
 
     @property
+    def model(self) -> str:
+        """What to load, as `SD3Pipeline.from_pretrained` takes it."""
+        if self.options.random_weights is not None:
+            return f"random:{self.options.random_weights}"
+        return DEFAULT_MODEL if self.options.model is None else str(self.options.model)
+
+    @property
     def inputs(self) -> Inputs:
         """What comes besides numbers and texts."""
         from sd3par.inputs import Inputs
@@ -65,7 +73,7 @@ class Job:
 
         options = self.options
         device.choose(options.dtype, options.device)
-        files = weights.open_model(options.model, options.tokenizers, text_encoder_3=not options.no_t5)
+        files = weights.open_model(self.model, options.tokenizers, text_encoder_3=not options.no_t5)
         first = preflight(files, self.requests[0], self.parallel, self.inputs)
         height, width = first.height or 0, first.width or 0  # preflight fills them in
         if options.image is not None:
@@ -84,6 +92,7 @@ def _check_flags(options: Namespace) -> None:
         ("benchmark", "output"),
         ("benchmark", "overwrite"),
         ("benchmark", "prompts_file"),
+        ("model", "random_weights"),
     ]
     for first, second in pairs:
         both = getattr(options, first) not in (None, False) and getattr(options, second) not in (None, False)

@@ -100,6 +100,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def whole_list(text: str) -> tuple[int, ...]:
+    """Returns whole numbers that stand between commas."""
+    if not re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})*", text):
+        raise ArgumentTypeError(f"got {shorten(text)}; allowed: whole numbers with commas between them, as 0,1")
+    return tuple(int(word) for word in text.split(","))
+
+
 def number(text: str) -> float:
     """Returns a number."""
     try:

@@ -43,7 +43,7 @@ def load(job: Job) -> SD3Pipeline:
 
     options = job.options
     return SD3Pipeline.from_pretrained(
-        options.model, options.dtype, job.parallel, options.engine, text_encoder_3=not options.no_t5,
+        job.model, options.dtype, job.parallel, options.engine, text_encoder_3=not options.no_t5,
         tokenizers=options.tokenizers, device=options.device, rank_timeout_s=options.rank_timeout_s,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,13 @@ def spawn(job: Job) -> int:
     """Renders a checked job on dp * mp * sp new processes of this machine; returns the exit code.
 
     Raises:
-        ConfigError: the machine has fewer devices.
+        ConfigError: the machine has fewer devices, or not these.
     """
     kind = device.choose(job.options.dtype, job.options.device).kind
-    count = device_count(kind)
-    require(kind == "cpu" or job.parallel.world <= count, "dp_size * mp_size * sp_size", job.parallel.world,
-            f"at most {count}, the devices of this machine")  # fmt: skip
+    devices = choose_devices(kind, device_count(kind), job.parallel.world, job.options.devices)
     folder = Path(tempfile.mkdtemp(prefix="sd3par-"))
-    command, environment = launch_command(job, folder), worker_environment(job.parallel.world, kind)
+    command = launch_command(job, folder, None if devices is None else labels(kind, devices))
+    environment = worker_environment(job.parallel.world, kind)
     with _started(command, environment, folder) as launcher:
         code = _follow(launcher, folder / "log" / "workerlog.0")
     return _conclude(code, folder)
@@ -58,10 +57,47 @@ def device_count(kind: str) -> int:
     return sum(name.split(":")[0] == kind for name in paddle.device.get_available_custom_device())
 
 
-def launch_command(job: Job, folder: Path) -> list[str]:
-    """Returns the command that starts the launcher; what the ranks leave goes into `folder`."""
+def choose_devices(kind: str, count: int, world: int, wanted: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Returns the numbers of the devices, one for each of `world` processes; None leaves it to Paddle's launcher.
+
+    Args:
+        count: how many devices of this kind there are.
+        wanted: what the caller chose; None for the first ones, and always on the CPU.
+
+    Raises:
+        ConfigError: too few, not there, twice, or not as many as processes.
+    """
+    shown = ",".join(str(index) for index in wanted or ())
+    if kind == "cpu":
+        require(wanted is None, "devices", shown, "nothing on the CPU, where processes share the cores")
+        return None
+    require(world <= count, "dp_size * mp_size * sp_size", world, f"at most {count}, the devices of this machine")
+    if wanted is None:
+        return None
+    require(len(wanted) == world, "devices", shown, f"{world} of them: dp_size x mp_size x sp_size = {world}")
+    possible = len(set(wanted)) == world and all(index < count for index in wanted)
+    require(possible, "devices", shown, f"different numbers from 0 to {count - 1}, the devices of this machine")
+    return wanted
+
+
+def labels(kind: str, devices: tuple[int, ...]) -> list[str]:
+    """Returns what Paddle's launcher calls these devices: as the variable does that shows only some of them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES" if kind == "gpu" else f"{kind.upper()}_VISIBLE_DEVICES", "all")
+    names = visible.split(",")
+    return [str(index) if visible == "all" else names[index] for index in devices]
+
+
+def launch_command(job: Job, folder: Path, devices: Sequence[str] | None = None) -> list[str]:
+    """Returns the command that starts the launcher; what the ranks leave goes into `folder`.
+
+    Args:
+        devices: their `labels`; None for the first ones, or the CPU.
+    """
     flags = render_parser("", "", prompt_flag=True).as_argv(job.options)
-    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(job.parallel.world)]
+    places = ["--nproc_per_node", str(job.parallel.world)]
+    if devices is not None:
+        places = ["--devices", ",".join(devices)]
+    launcher = [sys.executable, "-m", "paddle.distributed.launch", *places]
     return [*launcher, "--log_dir", str(folder / "log"), str(SCRIPT), *flags, f"--run_dir={folder}"]
 
 
@@ -70,6 +106,8 @@ def worker_environment(world: int, kind: str) -> dict[str, str]:
     environment = dict(os.environ)
     if kind == "cpu":
         environment.pop("CUDA_VISIBLE_DEVICES", None)  # '' counts as one GPU for Paddle's launcher
+        if device.count("nvgpu"):  # but with a plug-in it hides them from the launcher, which has no word for "none"
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         environment.update(cpu_environment(world))
     environment["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:No ccache found"]))
     return environment

@@ -10,11 +10,13 @@ from typing import Any
 
 import paddle
 from paddle import Tensor
+from paddle.distributed import stream
 
 from sd3par.config import ParallelConfig
 from sd3par.errors import RankFailure
 from sd3par.plan import check_world
 
+BACKENDS = {"cpu": "gloo", "gpu": "nccl"}  # Paddle's names; "xccl" is a plug-in's own, here NCCL too
 CONNECT_TIMEOUT_S = 120  # ranks start within seconds of each other; loading comes later
 MEET_TIMEOUT_S = 1800  # the largest checkpoint from a slow disk; a rank that dies meanwhile is the watchdog's business
 
@@ -60,39 +62,62 @@ class Mesh:
         return cls.single() if world == 1 else _connect(parallel, rank)
 
     def all_reduce(self, axis: Axis, x: Tensor) -> Tensor:
-        """Returns the sum of `x: [...]` over the axis."""
+        """Returns the sum of `x: [...]` over the axis, in the memory of `x` where that is possible: use x no more."""
         if axis.size == 1:
             return x
-        if _eager_cpu(x):
-            total = _wide(x).clone().contiguous()
-            paddle.distributed.all_reduce(total, group=axis.group)
-            return _like(total, x)
-        # The functional form: the in-place one is lost when a program is exported (reference: Paddle 3.3.1).
-        return _like(paddle._C_ops.all_reduce(_wide(x).contiguous(), axis.group.id, 0), x)
+        total = _wide(x).contiguous()
+        if paddle.in_dynamic_mode():
+            stream.all_reduce(total, group=axis.group, use_calc_stream=_on_stream(total))
+        else:  # the functional form: the in-place one is lost when a program is exported (reference: Paddle 3.3.1)
+            total = paddle._C_ops.all_reduce(total, axis.group.id, 0)
+        return _like(total, x)
 
     def all_gather(self, axis: Axis, x: Tensor) -> Tensor:
         """Returns `[size, ...]`: `x: [...]` of every process of the axis, in order."""
         if axis.size == 1:
             return x.unsqueeze(0)
-        if _eager_cpu(x):
-            parts = paddle.empty([axis.size, *x.shape], dtype=x.dtype)
-            paddle.distributed.all_gather(parts, x.unsqueeze(0).contiguous(), group=axis.group)
-            return parts
-        return paddle._C_ops.all_gather(x.unsqueeze(0).contiguous(), axis.group.id, axis.size)
+        own = x.unsqueeze(0).contiguous()
+        if not paddle.in_dynamic_mode():
+            return paddle._C_ops.all_gather(own, axis.group.id, axis.size)
+        parts = paddle.empty([axis.size, *x.shape], dtype=x.dtype)
+        stream.all_gather(parts, own, group=axis.group, use_calc_stream=_on_stream(own))
+        return parts
 
     def all_to_all(self, axis: Axis, x: Tensor) -> Tensor:
         """Returns `[size, ...]` whose part j is part `axis.rank` of process j's `x: [size, ...]`."""
         if axis.size == 1:
             return x
+        if _on_stream(x):
+            return self._exchange(axis, x.contiguous())
         # gloo has no all-to-all; this sends size times as much as one would.
         every = self.all_gather(axis, x.reshape([axis.size, -1]))  # flat: Paddle slices at most six axes
         return every[:, axis.rank].reshape(x.shape)
+
+    def _exchange(self, axis: Axis, x: Tensor) -> Tensor:
+        """The all-to-all of devices that have one."""
+        if not paddle.in_dynamic_mode():
+            return paddle._C_ops.all_to_all(x, axis.group.id)
+        parts = paddle.empty(x.shape, dtype=x.dtype)
+        stream.alltoall(parts, x, group=axis.group, use_calc_stream=True)
+        return parts
+
+    def _warm_up(self) -> None:
+        """Lets NCCL make its communicators now, not in the first step or while one is captured. gloo has made its own.
+
+        The order of the axes is the same on every process, so none waits for one that waits for it.
+        """
+        if paddle.get_device() == "cpu":
+            return
+        for axis in (self.mp, self.sp, self.dp, self.world):
+            self.all_reduce(axis, paddle.zeros([1]))
+            self.all_to_all(axis, paddle.zeros([axis.size]))
 
     def any(self, flag: bool) -> bool:
         """Returns whether any process of the mesh passed True."""
         if self.world.size == 1:
             return flag
-        return bool(self.all_reduce(self.world, paddle.to_tensor([float(flag)])).item() > 0)
+        # Neither full nor numpy holds the interpreter while the device works: the watchdog goes on.
+        return bool(self.all_reduce(self.world, paddle.full([1], float(flag))).numpy()[0] > 0)
 
     def meet(self, where: str) -> None:
         """Waits until every process has come to `where`, for up to `MEET_TIMEOUT_S`: ranks load at different speeds.
@@ -114,27 +139,26 @@ class Mesh:
             time.sleep(0.02)
 
     def barrier(self) -> None:
-        """Waits until every process is here; gloo gives up after 30 s."""
-        if self.world.size > 1:
-            paddle.distributed.barrier()
+        """Waits until every process is here and its device has done its work; gloo gives up after 30 s."""
+        self.any(False)
 
     def describe(self) -> str:
         """Returns "dp 2 x mp 2 x sp 1"."""
         return f"dp {self.dp.size} x mp {self.mp.size} x sp {self.sp.size}"
 
 
-def _eager_cpu(x: Tensor) -> bool:
-    """Whether gloo does it, and `paddle.distributed` shall be asked.
+def _on_stream(x: Tensor) -> bool:
+    """Whether x is where NCCL is: there collectives go to the stream of all other work, and are captured with it.
 
-    When a peer dies that raises RuntimeError, while `_C_ops` aborts this process: gloo's exception escapes and no
-    reason is left.
+    Eager collectives are asked of `paddle.distributed`, not of `_C_ops`. With gloo it raises RuntimeError when a peer
+    dies, while `_C_ops` aborts this process; with NCCL behind a plug-in `_C_ops` knows no bfloat16.
     """
-    return paddle.in_dynamic_mode() and x.place.is_cpu_place()
+    return not (x.place.is_cpu_place() if paddle.in_dynamic_mode() else paddle.get_device() == "cpu")
 
 
 def _wide(x: Tensor) -> Tensor:
     """gloo adds fp16 numbers to infinity without a word; fp32 around the sum is right."""
-    return x.astype("float32") if x.dtype == paddle.float16 and x.place.is_cpu_place() else x
+    return x.astype("float32") if x.dtype == paddle.float16 and not _on_stream(x) else x
 
 
 def _like(x: Tensor, model: Tensor) -> Tensor:
@@ -147,6 +171,7 @@ def _connect(parallel: ParallelConfig, rank: int) -> Mesh:
     try:
         os.environ.setdefault("FLAGS_stop_check_timeout", str(CONNECT_TIMEOUT_S))  # Paddle's own wait is 900 s
         if not dist.is_initialized():  # a second call would make a second store and mix up both
+            _say_device()
             dist.init_parallel_env()
         world = Axis(parallel.world, rank, dist.get_group(0))
         rest, mp_rank = divmod(rank, parallel.mp)
@@ -156,20 +181,35 @@ def _connect(parallel: ParallelConfig, rank: int) -> Mesh:
         mp_lists = [row for plane in ranks for row in plane]
         sp_lists = [[plane[s][m] for s in range(parallel.sp)] for plane in ranks for m in range(parallel.mp)]
         dp_lists = [[plane[s][m] for plane in ranks] for s in range(parallel.sp) for m in range(parallel.mp)]
-        return Mesh(
-            dp=Axis(parallel.dp, dp_rank, _group(dp_lists, rank)),
-            sp=Axis(parallel.sp, sp_rank, _group(sp_lists, rank)),
-            mp=Axis(parallel.mp, mp_rank, _group(mp_lists, rank)),
+        mesh = Mesh(
+            dp=Axis(parallel.dp, dp_rank, _group(dp_lists, world)),
+            sp=Axis(parallel.sp, sp_rank, _group(sp_lists, world)),
+            mp=Axis(parallel.mp, mp_rank, _group(mp_lists, world)),
             world=world,
             host=_host(),
         )
-    except RuntimeError as error:
+        mesh._warm_up()
+        return mesh
+    except (RuntimeError, OSError) as error:  # OSError: what Paddle makes of a failure of NCCL behind a plug-in
         raise RankFailure(f"rank {rank}: the {parallel.world} processes could not connect: {error}") from error
 
 
-def _group(rank_lists: list[list[int]], rank: int) -> Any:
+def _say_device() -> None:
+    """Tells Paddle by which device this process shall talk: the one that it computes on.
+
+    Paddle's launcher names the machine's best, and a mesh of CPU processes there has no use for NCCL.
+    """
+    kind, _, index = paddle.get_device().partition(":")
+    os.environ["PADDLE_DISTRI_BACKEND"] = BACKENDS.get(kind, "xccl")
+    if index:
+        os.environ[f"FLAGS_selected_{kind}s"] = index
+
+
+def _group(rank_lists: list[list[int]], world: Axis) -> Any:
     """Creates every group on every process, in the same order; returns the one that holds this process."""
-    mine = None
+    if len(rank_lists) == 1:  # the world itself: a second communicator would only take memory of the device
+        return world.group
+    mine, rank = None, world.rank
     for ranks in rank_lists:
         if len(ranks) > 1:
             group = _gloo_group(ranks, rank) if paddle.get_device() == "cpu" else paddle.distributed.new_group(ranks)

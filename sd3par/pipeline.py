@@ -207,7 +207,7 @@ class SD3Pipeline:
         mine = zlib.crc32(repr(request).encode())
         every = self.mesh.all_gather(self.mesh.world, paddle.to_tensor([mine], dtype="int64"))
         allowed = "the same call on every rank (prompts, sizes, seed, steps, ...)"
-        require(bool((every == mine).all().item()), "request", "another one on another rank", allowed)
+        require(bool((every.numpy() == mine).all()), "request", "another one on another rank", allowed)
 
     def _render(
         self,

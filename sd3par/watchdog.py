@@ -32,6 +32,7 @@ _BEAT_S, _TICK_S = 1.0, 0.25
 _NEWS_S = 3.0  # how long an error of a collective waits for the news that explains it
 _LAST_WORDS_S = 5.0  # how long writing the reason may hold up the end of a process
 _LOST = re.compile(r"gloo|nccl|connection (reset|refused|closed)|broken pipe|timed? ?out", re.IGNORECASE)
+_PERHAPS_LOST = "CustomDevice error"  # all that Paddle says of an error behind a plug-in, NCCL's among them
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Watchdog:
             yield
         except BaseException as error:
             lost = bool(self._peers) and isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
-            if lost and not self._over.is_set():
+            if (lost or (self._peers and _PERHAPS_LOST in str(error))) and not self._over.is_set():
                 time.sleep(_NEWS_S)  # where a rank is lost, the thread ends this process meanwhile, with the reason
             self.fail(describe(error))
             if lost:

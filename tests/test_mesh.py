@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sd3par import device
 from tests import ranks, tolerances
 
 LARGEST_SHARE = {1: 1.0, 2: 0.52, 4: 0.27}  # of the block weights' bytes, at mp 1, 2 and 4
@@ -27,3 +28,14 @@ def test_every_mesh_equals_diffusers(world: int, meshes: int) -> None:
             assert result["refusals"] == ["ConfigError" if rank == 1 else "RankFailure", "request", "works", uneven], (
                 result["mesh"]
             )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cpu", "nvgpu"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_collective(kind: str, world: int) -> None:
+    """gloo on the CPU, NCCL on as many GPUs."""
+    if kind != "cpu" and device.count(kind) < world:
+        pytest.skip(f"this machine has no {world} {kind} devices")
+    for printed in ranks.run(world, "tests.collectives_worker", kind):
+        assert "RIGHT" in printed

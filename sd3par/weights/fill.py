@@ -26,7 +26,9 @@ class Checkpoint(Protocol):
         ...
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
-        """Returns tensor `name`, or its part `index`, on the CPU in the file's dtype; reads only these bytes.
+        """Returns tensor `name`, or its part `index`, in the file's dtype; reads only these bytes.
+
+        On the CPU, or on the current device where it was made there.
 
         Raises:
             CheckpointError: no such tensor, or values that are not finite.
@@ -121,7 +123,13 @@ def _value(
 ) -> Tensor:  # fmt: skip
     if source.split == "row_bias" and part[0] != 0:
         return paddle.zeros(parameter.shape, dtype=parameter.dtype)
-    pieces = [checkpoint.read(key, _index(source.split, shapes[key], part)) for key in source.keys]
+    pieces = [_on_device(checkpoint.read(key, _index(source.split, shapes[key], part))) for key in source.keys]
     value = pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=0)
     value = value.astype(parameter.dtype)
     return value.t().contiguous() if transposed else value
+
+
+def _on_device(x: Tensor) -> Tensor:
+    """Returns `x: [...]` on the current device, where joining, casting and transposing take no time worth naming."""
+    place = paddle.framework._current_expected_place_()
+    return x._copy_to(place, True) if x.place.is_cpu_place() and not place.is_cpu_place() else x

@@ -13,6 +13,7 @@ from sd3par.errors import CheckpointError, ConfigError, shorten
 from sd3par.weights.fill import Component
 from sd3par.weights.folder import CONVERT, DIFFUSERS_STEM, PICKLES, TRANSFORMERS_STEM, open_component
 from sd3par.weights.json_file import read_json
+from sd3par.weights.random_model import BUNDLED_FOLDER, is_random, random_component
 from sd3par.weights.single_file import SingleFile
 
 BUNDLED = "tiny"
@@ -27,7 +28,7 @@ _CLASSES = {
     "text_encoder_3": "T5EncoderModel",
 }
 _TEXT = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
-_SINGLE_FILE_SCHEDULER = {"shift": 3.0, "num_train_timesteps": 1000}  # of every SD3 and SD3.5
+_SCHEDULER = {"shift": 3.0, "num_train_timesteps": 1000}  # of every SD3 and SD3.5
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def open_model(path: str | Path, tokenizers: str | Path | None = None, text_enco
     """Opens a model.
 
     Args:
-        path: "tiny", a diffusers (or ppdiffusers) folder with model_index.json, or a single safetensors file.
+        path: "tiny", a diffusers (or ppdiffusers) folder, a single safetensors file, or "random:sd3-medium" (also
+            sd3.5-medium, sd3.5-large, tiny): that shape with made-up weights. A folder has model_index.json, or
+            transformer/ and vae/ alone: then prompts come as embeddings.
         tokenizers: a folder with tokenizer, tokenizer_2 and tokenizer_3 as diffusers has them: single files with text
             encoders need it, for a folder it stands in for the folder's own.
         text_encoder_3: False leaves out T5, which is larger than all the rest.
@@ -60,9 +63,11 @@ def open_model(path: str | Path, tokenizers: str | Path | None = None, text_enco
             given.
         CheckpointError: a file of the model is missing, broken or of another model.
     """
+    wanted = tuple(part for part in _TEXT if text_encoder_3 or part != "text_encoder_3")
+    if is_random(path):
+        return _open_random(str(path), BUNDLED_FOLDER if tokenizers is None else _tokenizers(tokenizers), wanted)
     place = _locate(path)
     given = None if tokenizers is None else _tokenizers(tokenizers)
-    wanted = tuple(part for part in _TEXT if text_encoder_3 or part != "text_encoder_3")
     return _open_folder(place, given, wanted) if place.is_dir() else _open_file(place, given, wanted)
 
 
@@ -76,6 +81,8 @@ def open_transformer(path: str | Path) -> Component:
         ConfigError: no path, none that exists, or a Hub id.
         CheckpointError: a file of it is missing, broken or of another model.
     """
+    if is_random(path):
+        return random_component(str(path), "transformer")
     place = _locate(path)
     if not place.is_dir():
         return SingleFile(place).transformer()
@@ -93,7 +100,7 @@ def _locate(path: str | Path) -> Path:
     """Returns the folder or file that `path` names."""
     place = _place("model", path, _missing(""))
     if path == BUNDLED or (str(place) == BUNDLED and not os.path.exists(place)):
-        return Path(__file__).parent.parent / BUNDLED
+        return BUNDLED_FOLDER
     if not os.path.exists(place):  # unlike Path.exists, False for what no path can be
         raise ConfigError("model", str(path), _missing(str(path)))
     if place.is_file() and place.suffix in PICKLES:
@@ -127,15 +134,25 @@ def _tokenizers(folder: str | Path) -> Path:
     return place
 
 
+def _open_random(path: str, tokenizers: Path, wanted: tuple[str, ...]) -> ModelFiles:
+    return _assemble(
+        path,
+        {part: random_component(path, part) for part in ("transformer", "vae")},
+        {part: random_component(path, part) for part in wanted},
+        {part: _tokenizer(tokenizers, _TEXT[part]) for part in wanted},
+        _SCHEDULER,
+    )
+
+
 def _open_folder(folder: Path, tokenizers: Path | None, wanted: tuple[str, ...]) -> ModelFiles:
-    present = _read_index(folder)
+    present = _parts(folder)
     texts = [part for part in wanted if part in present]
     return _assemble(
         folder.resolve().name,
         {part: open_component(folder / part, DIFFUSERS_STEM) for part in ("transformer", "vae")},
         {part: open_component(folder / part, TRANSFORMERS_STEM) for part in texts},
         {part: _tokenizer(tokenizers or folder, _TEXT[part]) for part in texts},
-        read_json(folder / "scheduler" / "scheduler_config.json"),
+        read_json(folder / "scheduler" / "scheduler_config.json") if "scheduler" in present else _SCHEDULER,
     )
 
 
@@ -153,7 +170,7 @@ def _open_file(path: Path, tokenizers: Path | None, wanted: tuple[str, ...]) -> 
         {"transformer": file.transformer(), "vae": file.vae()},
         {part: file.t5() if part == "text_encoder_3" else file.clip(part) for part in texts},
         {part: _tokenizer(tokenizers, _TEXT[part]) for part in texts if tokenizers},
-        _SINGLE_FILE_SCHEDULER,
+        _SCHEDULER,
     )
 
 
@@ -175,11 +192,24 @@ def _assemble(
     )
 
 
+def _parts(folder: Path) -> frozenset[str]:
+    """Returns the parts of a model's folder, which its model_index.json names.
+
+    Without one there may be a transformer and a VAE, saved one by one, and a scheduler. With text encoders it is a
+    whole model whose index got lost.
+    """
+    if (folder / "model_index.json").exists():
+        return _read_index(folder)
+    present = frozenset(part for part in (*_CLASSES, *_TEXT.values()) if (folder / part).is_dir())
+    if not {"transformer", "vae"} <= present <= {"transformer", "vae", "scheduler"}:
+        allowed = "the folder of a whole model, as diffusers saves it, or one with transformer/ and vae/ alone"
+        raise CheckpointError(folder, "no model_index.json", allowed)
+    return present
+
+
 def _read_index(folder: Path) -> frozenset[str]:
     """Returns the parts that a folder's model_index.json has, all of classes that SD3 has."""
     path = folder / "model_index.json"
-    if not path.exists():
-        raise CheckpointError(folder, "no model_index.json", "the folder of a whole model, as diffusers saves it")
     index = read_json(path)
     if index.get("_class_name") not in _PIPELINES:
         raise CheckpointError(path, f"_class_name {shorten(index.get('_class_name'))}", " or ".join(_PIPELINES))

@@ -10,6 +10,7 @@ from sd3par.errors import ConfigError
 from sd3par.launch import cli, flags, worker
 from sd3par.launch.flags import render_parser
 from sd3par.launch.parser import Parser
+from sd3par.weights import random_model
 
 PARSERS = [
     render_parser("sd3par generate", "", prompt_flag=False),
@@ -61,6 +62,7 @@ def test_defaults_are_those_of_a_request() -> None:
 def test_choices_are_those_of_the_library() -> None:
     assert flags.ENGINES == pipeline.ENGINES
     assert set(flags.DTYPES) == {"auto", *device.DTYPES}
+    assert flags.RANDOM_MODELS == random_model.MODELS
 
 
 @pytest.mark.parametrize("words", [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sd3par.errors import ConfigError
 from sd3par.launch import environment, spawn
 from sd3par.launch.flags import render_parser
 from sd3par.launch.job import Job
@@ -38,6 +39,45 @@ def test_command(tmp_path: Path) -> None:
     assert (options.prompt, options.dp_size, options.mp_size, options.quiet) == ("a 'red' $circle", 2, 2, True)
     assert options.run_dir == str(tmp_path)
     assert spawn.SCRIPT.is_file()
+
+
+def test_command_with_devices(tmp_path: Path) -> None:
+    parser = render_parser("", "", prompt_flag=False)
+    job = Job.of(parser.parse(["a", "--mp_size", "2", "--devices", "3,1", "--random-weights=sd3-medium"]))
+    assert job.model == "random:sd3-medium"
+    devices = spawn.choose_devices("nvgpu", 4, 2, job.options.devices)
+    assert devices == (3, 1)
+    command = spawn.launch_command(job, tmp_path, spawn.labels("nvgpu", devices))
+    assert command[1:5] == ["-m", "paddle.distributed.launch", "--devices", "3,1"]
+    flags = command[command.index(str(spawn.SCRIPT)) + 1 :]
+    assert "--random_weights=sd3-medium" in flags and not any("--devices" in flag for flag in flags)
+
+
+def test_devices_by_the_names_that_the_launcher_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    assert spawn.labels("gpu", (2, 0)) == ["7", "4"]
+    assert spawn.labels("nvgpu", (2, 0)) == ["2", "0"]  # the plug-in counts what CUDA shows, and so does the launcher
+
+
+@pytest.mark.parametrize("kind, count, world, wanted, line", [
+    ("cpu", 2, 2, (0, 1), "devices: got .*; allowed: nothing on the CPU"),
+    ("nvgpu", 4, 8, None, "dp_size .*: got 8; allowed: at most 4, the devices of this machine"),
+    ("nvgpu", 4, 2, (0,), "devices: got 0; allowed: 2 of them: .* = 2"),
+    ("nvgpu", 4, 2, (0, 4), "devices: got 0,4; allowed: different numbers from 0 to 3"),
+    ("gpu", 4, 2, (1, 1), "devices: got 1,1; allowed: different numbers from 0 to 3"),
+])  # fmt: skip
+def test_wrong_devices(kind: str, count: int, world: int, wanted: tuple[int, ...] | None, line: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{line}"):
+        spawn.choose_devices(kind, count, world, wanted)
+
+
+def test_devices_are_left_to_the_launcher() -> None:
+    assert spawn.choose_devices("cpu", 1, 4, None) is None and spawn.choose_devices("nvgpu", 4, 4, None) is None
+
+
+def test_cpu_processes_do_not_see_the_plugins_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawn.device, "count", lambda kind: 8)
+    assert spawn.worker_environment(2, "cpu")["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_echo_shows_lines_and_bars_without_noise(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +221,22 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     path.touch()
     with pytest.raises(ConfigError, match=r"a \.safetensors file"):
         open_model(path)
+
+
+@pytest.mark.parametrize("scheduler", [True, False])
+def test_a_transformer_and_a_vae_alone(tmp_path: Path, scheduler: bool) -> None:
+    folder = model_folder(tmp_path)
+    for name in ("model_index.json", *TEXTS, *TOKENIZERS, *(() if scheduler else ("scheduler",))):
+        (shutil.rmtree if (folder / name).is_dir() else os.unlink)(folder / name)
+    files = open_model(folder)
+    assert files.text_encoder is None and files.tokenizer is None and files.text_encoder_3 is None
+    assert files.scheduler["shift"] == (2.5 if scheduler else 3.0)
+    assert open_transformer(folder / "transformer").config["name"] == "transformer"
+
+
+@pytest.mark.parametrize("missing", ["vae", "transformer"])
+def test_not_even_both(tmp_path: Path, missing: str) -> None:
+    other = "vae" if missing == "transformer" else "transformer"
+    (tmp_path / other).mkdir()
+    with pytest.raises(CheckpointError, match=r"no model_index.json; allowed: .* transformer/ and vae/ alone"):
+        open_model(tmp_path)
