@@ -1,5 +1,6 @@
 # What a person types here; `make` alone lists it. Everything happens in .venv, made on first use.
 PYTHON ?= python3
+ARCH   ?= 90
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
@@ -8,7 +9,7 @@ CODE   := sd3par kernels launch benchmarks tests setup.py
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check lint types format golden clean
+.PHONY: help venv demo nvgpu test check lint types format golden clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -32,6 +33,11 @@ $(VENV)/.dev: $(VENV)/.test
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
+$(VENV)/.nvgpu: $(VENV)/.test
+	@echo "Installing NVIDIA's libraries (900 MB) into $(VENV)"
+	@$(PIP) -e '.[nvgpu]'
+	@touch $@
+
 $(VENV)/.oracle: $(VENV)/.test
 	@echo "Installing PyTorch, diffusers and transformers into $(VENV)"
 	@$(PIP) -e '.[oracle]'
@@ -44,7 +50,12 @@ demo: $(VENV)/.test ## demo.png: "a red circle on a blue background" by the bund
 		--nproc_per_node 4 --log_dir build/demo --log_level WARNING launch/text_to_image.py --dp_size 2 --mp_size 2 \
 		--prompt "a red circle on a blue background" --output demo.png --overwrite
 
-test: $(VENV)/.test ## all tests
+# An empty CUSTOM_DEVICE_ROOT: an older plug-in, of another Paddle, must not be loaded.
+nvgpu: $(VENV)/.nvgpu ## the CUDA plug-in, for GPUs of compute capability ARCH=90 (or 80,90,100), into .venv; needs nvcc, no GPU
+	@CUSTOM_DEVICE_ROOT= $(BIN)/python -W ignore -m sd3par.kernels.nvgpu build --arch $(ARCH)
+
+# Where there is CUDA's compiler, the tests of kernels/nvgpu build it, with the headers in NVIDIA's wheels.
+test: $(VENV)/.test $(if $(shell command -v nvcc),$(VENV)/.nvgpu) ## all tests
 	@$(BIN)/python -m pytest -q
 
 check: lint types $(VENV)/.test ## what a change must pass, in under 2 minutes: format, linter, types, fast tests

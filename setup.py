@@ -24,8 +24,18 @@ DEPENDENCIES = [
 ]
 # Reads T5's spiece.model where a folder has no tokenizer.json; sentencepiece needs that protobuf and does not say so.
 SPIECE = ["sentencepiece>=0.2.3,<0.3", "protobuf>=7.36.1"]
+# What kernels/nvgpu is built and runs with, in the versions that its figures were measured with: a newer series may
+# choose other algorithms. Compilers are no wheels: nvcc of CUDA 13, g++ and make.
+NVGPU = [
+    "nvidia-cublas~=13.1.0",
+    "nvidia-cudnn-cu13~=9.15.1",
+    "nvidia-nccl-cu13~=2.28.9",
+    "nvidia-cuda-nvrtc~=13.0.48",  # cuBLAS and cuDNN compile some kernels when they run
+    "triton~=3.6.0",  # 3.9 launches on CUDA's default stream instead of Paddle's when there is no torch
+]
 EXTRAS = {
     "spiece": SPIECE,
+    "nvgpu": NVGPU,
     # setuptools: the packaging tests build wheels without the network. pytest-timeout: a hang is a failure.
     "test": ["pytest>=8", "pytest-timeout>=2.3", "setuptools>=70.1", *SPIECE],
     "dev": ["ruff>=0.17,<0.18", "mypy>=2.4,<3"],
@@ -66,7 +76,10 @@ setup(
     python_requires=">=3.10,<3.14",  # what paddlepaddle 3.3 has wheels for
     packages=packages(),
     package_dir={f"sd3par.{name}": name for name in SIBLINGS},
-    package_data={"sd3par": ["py.typed", "tiny/**/*"]},
+    package_data={
+        "sd3par": ["py.typed", "tiny/**/*"],
+        "sd3par.kernels.nvgpu": ["Makefile", "src/**/*", "dry/*"],  # users build it
+    },
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["sd3par = sd3par.launch.cli:main"]},

@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str:
+def head() -> str:
     """Returns the checkout's commit, with "+" where files differ from it."""
     root = Path(__file__).parent.parent
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
@@ -46,20 +46,24 @@ def processor() -> str:
 class Run:
     """One run on one machine: its rows share a run id, so that ratios between them hold."""
 
-    def __init__(self, bench: str, machine: str) -> None:
-        self.bench, self.path = bench, RESULTS / machine / f"{bench}.jsonl"
+    def __init__(
+        self, bench: str, machine: str, folder: Path | None = None, commit: str | None = None, gpu: str | None = None
+    ) -> None:
+        self.folder = folder or RESULTS / machine
         self.common = {
             "run_id": uuid.uuid4().hex[:12],
             "bench": bench,
             "versions": versions(),
             "command": " ".join(["python", *sys.orig_argv[1:]]),
-            "commit": commit(),
+            "commit": commit or head(),
             "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "cpu": processor(),
+            **({"gpu": gpu} if gpu else {}),
         }
 
     def add(self, **row: Any) -> None:
-        """Appends one row; fields as DESIGN's results format names them."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**self.common, **row}) + "\n")
+        """Appends one row to its benchmark's file; what does not apply is left out."""
+        line = {**self.common, **row}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"{line['bench']}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

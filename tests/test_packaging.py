@@ -21,7 +21,7 @@ PACKAGED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in",
 
 # Where a module is not called as what it is installed by.
 DISTRIBUTIONS = {"PIL": "pillow", "paddle": "paddlepaddle"}
-OPTIONAL = {"sentencepiece", "google"}  # of sd3par/text/spiece.py, which says what to install
+OPTIONAL = {"sentencepiece", "google", "triton"}  # of sd3par/text/spiece.py and kernels/, which do without or say so
 
 # Run with -S and sd3par first, so that no other install of it can answer; Paddle then comes from this environment.
 IMPORT = """
@@ -128,6 +128,13 @@ def test_wheel_has_the_command_and_every_module_of_it(wheel: Path) -> None:
     for folder in ("kernels", "launch"):
         modules = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.py")}
         assert modules == {path.relative_to(wheel / "sd3par") for path in (wheel / "sd3par" / folder).rglob("*.py")}
+
+
+def test_wheel_has_what_the_plugin_is_built_from(wheel: Path) -> None:
+    folder = ROOT / "kernels" / "nvgpu"
+    sources = [folder / "Makefile", *(path for part in ("src", "dry") for path in (folder / part).rglob("*"))]
+    missing = [path for path in sources if not (wheel / "sd3par" / path.relative_to(ROOT)).exists()]
+    assert missing == []
 
 
 def declared(wheel: Path) -> set[str]:

@@ -1,0 +1,143 @@
+"""Measures what is asked for, each part in a process of its own, and appends its rows under one run id.
+
+python -m benchmarks.gpu                             all parts on the GPUs of this machine
+python -m benchmarks.gpu --parts ops picture
+python -m benchmarks.gpu --parts models --models sd3-medium --meshes dp2 mp2 dp2,sp2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.shapes import TEXT_TOKENS, TRANSFORMERS
+from benchmarks.record import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("ops", "kernels", "picture", "models")
+AXES = ("dp", "mp", "sp")
+TIME_LIMIT_S = 1500  # of one process
+
+
+def mesh(text: str) -> dict[str, int]:
+    """Returns {"dp": 2, "sp": 4} for "dp2,sp4"; {} for "one"."""
+    if text == "one":
+        return {}
+    if not re.fullmatch(r"(dp|mp|sp)\d+(,(dp|mp|sp)\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: one, or axes with sizes, as dp2 or dp2,sp4")
+    return {part[:2]: int(part[2:]) for part in text.split(",")}
+
+
+def gpus() -> tuple[int, str]:
+    """Returns how many GPUs there are, and the first one's name."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+    return len(names), names[0]
+
+
+def read(command: list[str]) -> tuple[list[dict[str, Any]], bool]:
+    """Runs a part; returns its JSON lines and whether it ended well. Everything else it says goes to the terminal."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    print("$", " ".join(command[1:]), flush=True)
+    done = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=TIME_LIMIT_S)
+    rows = []
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            rows.append(json.loads(line))
+        elif line.strip():
+            print(line, flush=True)
+    return rows, done.returncode == 0
+
+
+def ours(folder: Path, sizes: dict[str, int], options: argparse.Namespace) -> list[str]:
+    """Returns the command that measures our side on a mesh."""
+    world = 1
+    for size in sizes.values():
+        world *= size
+    launcher = ["-m", "paddle.distributed.launch", "--devices", ",".join(map(str, range(world))),
+                "--log_dir", str(folder / "log"), "--log_level", "WARNING"]  # fmt: skip
+    flags = [word for axis, size in sizes.items() for word in (f"--{axis}_size", str(size))]
+    script = str(ROOT / "benchmarks" / "gpu" / "ours.py")
+    return [sys.executable, *(launcher if world > 1 else []), script, str(folder), *flags, *timing(options)]
+
+
+def timing(options: argparse.Namespace) -> list[str]:
+    """Returns the flags that both sides share."""
+    return ["--sizes", *map(str, options.sizes), "--steps", str(options.steps), "--repeats", str(options.repeats)]
+
+
+def models(options: argparse.Namespace, run: Run) -> bool:
+    """Measures diffusers, then ours on every mesh, on the same weights; returns whether all was right."""
+    right = True
+    for model in options.models:
+        with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+            common = {"model": model, "text_tokens": TEXT_TOKENS, "steps": options.steps, "images": 1, "guidance": 7.0}
+            peer = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu.peer", model, scratch, *timing(options)]
+            rows, ended = read(peer)
+            write(run, rows, common | {"dtype": "bfloat16", "engine": "eager", "world": 1})
+            right &= ended
+            for sizes in options.meshes if ended else []:
+                found, ended = read(ours(Path(scratch), sizes, options))
+                right &= ended and all(judge(row, rows[0]) for row in found if row["bench"] == "parity")
+                write(run, found, common)
+    return right
+
+
+def judge(row: dict[str, Any], peer: dict[str, Any]) -> bool:
+    """Adds the verdict to a parity row: within 1.2 of diffusers' own error, and the wrong models far outside."""
+    limit = 1.2 * peer["noise_error"]
+    row["bound"] = limit
+    row["ratio"] = row["noise_error"] / peer["noise_error"]
+    row["image_ratio"] = row["image_error"] / peer["image_error"]
+    wrong = ("uniform_attention", "one_head_zeroed", "another_text")
+    row["right"] = bool(
+        row["noise_error"] <= limit and row["image_ratio"] <= 1.2 and row["loud_padding"] <= limit
+        and all(row[name] >= 3 * limit for name in wrong)
+    )  # fmt: skip
+    return row["right"]
+
+
+def write(run: Run, rows: list[dict[str, Any]], common: dict[str, Any]) -> None:
+    """Appends rows to their benchmarks' files and shows them."""
+    for row in rows:
+        run.add(**common, **row)
+        shown = {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
+        print("  " + "  ".join(f"{key}={value}" for key, value in shown.items() if key != "bench"), flush=True)
+
+
+def main() -> int:
+    """Runs the parts; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--models", nargs="*", choices=TRANSFORMERS, default=["sd3-medium"])
+    parser.add_argument("--meshes", nargs="*", type=mesh, default=[{}], help="one, dp2, mp2, dp2,sp4 ...")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 512], help="pictures to time, in pixels")
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--scratch", help="folder for the weights (4 to 16 GB)")
+    parser.add_argument("--results", type=Path, help="folder for the JSON lines (default: benchmarks/results/<gpu>)")
+    parser.add_argument("--commit", help="what to write as the commit, where this is no git checkout")
+    options = parser.parse_args()
+    count, name = gpus()
+    run = Run("gpu", name.split()[-1].lower(), folder=options.results, commit=options.commit, gpu=f"{count} x {name}")
+    right = True
+    for part in options.parts:
+        if part == "models":
+            right &= models(options, run)
+        else:
+            rows, ended = read([sys.executable, "-W", "ignore", "-m", f"benchmarks.gpu.{part}"])
+            write(run, rows, {})
+            right &= ended
+    print("all right" if right else "NOT ALL RIGHT: see above")
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

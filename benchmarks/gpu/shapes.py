@@ -1,0 +1,31 @@
+"""Shapes of the models that are measured, and of the inputs that both sides get."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SD3 = dict(
+    sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=24, attention_head_dim=64,
+    num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536, pooled_projection_dim=2048,
+    pos_embed_max_size=192,
+)  # fmt: skip
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "sd3-medium": _SD3,
+    "sd3.5-medium": _SD3 | dict(dual_attention_layers=tuple(range(13)), qk_norm="rms_norm", pos_embed_max_size=384),
+    "sd3.5-large": _SD3 | dict(num_layers=38, num_attention_heads=38, caption_projection_dim=2432, qk_norm="rms_norm"),
+    # For a dry run on the CPU; its numbers are not published.
+    "micro": _SD3 | dict(sample_size=16, num_layers=2, num_attention_heads=4, attention_head_dim=16,
+                         joint_attention_dim=32, caption_projection_dim=64, pooled_projection_dim=16,
+                         dual_attention_layers=(0,), qk_norm="rms_norm", pos_embed_max_size=16),
+}  # fmt: skip
+_VAE = dict(
+    in_channels=3, out_channels=3, latent_channels=16, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+    down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=32,
+    sample_size=1024, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False,
+)  # fmt: skip
+TEXT_TOKENS, TIMESTEP, GUIDANCE = 333, 700.0, 7.0
+
+
+def vae(model: str) -> dict[str, Any]:
+    """Returns the arguments of diffusers' AutoencoderKL."""
+    return _VAE | dict(block_out_channels=(32, 32, 32, 32), sample_size=128) if model == "micro" else _VAE
