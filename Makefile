@@ -51,7 +51,7 @@ demo: $(VENV)/.test ## demo.png: "a red circle on a blue background" by the bund
 		--prompt "a red circle on a blue background" --output demo.png --overwrite
 
 # An empty CUSTOM_DEVICE_ROOT: an older plug-in, of another Paddle, must not be loaded.
-nvgpu: $(VENV)/.nvgpu ## the CUDA plug-in, for GPUs of compute capability ARCH=90 (or 80,90,100), into .venv; needs nvcc, no GPU
+nvgpu: $(VENV)/.nvgpu ## the CUDA plug-in into .venv, for GPUs of ARCH=90 (or 80,90,100); needs nvcc, no GPU
 	@CUSTOM_DEVICE_ROOT= $(BIN)/python -W ignore -m sd3par.kernels.nvgpu build --arch $(ARCH)
 
 # Where there is CUDA's compiler, the tests of kernels/nvgpu build it, with the headers in NVIDIA's wheels.

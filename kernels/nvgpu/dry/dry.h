@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-// Stubs of the CUDA runtime stay inside the library, so that another CUDA runtime in the process is not mixed with them.
+// Stubs of the CUDA runtime stay inside the library: another CUDA runtime in the process is not mixed with them.
 #define DRY extern "C" __attribute__((visibility("hidden")))
 
 namespace dry {

@@ -7,8 +7,8 @@
 
 namespace {
 
-constexpr size_t kSharedBytes = 48 << 10;         // of a block, unless the kernel asked for more
-constexpr size_t kMaxSharedBytes = 227 << 10;     // that it may ask for on Hopper; 163 KiB on sm_80
+constexpr size_t kSharedBytes = 48 << 10;      // of a block, unless the kernel asked for more
+constexpr size_t kMaxSharedBytes = 227 << 10;  // that it may ask for on Hopper; 163 KiB on sm_80
 constexpr unsigned kMaxBlockZ = 64;
 
 struct Kernels {
@@ -30,18 +30,20 @@ thread_local Configuration pushed;
 
 bool Possible(dim3 grid, dim3 block, size_t shared, size_t allowed) {
   size_t threads = size_t(block.x) * block.y * block.z;
-  bool good_grid = grid.x >= 1 && grid.x <= 2147483647u && grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535;
-  return good_grid && threads >= 1 && threads <= 1024 && block.z <= kMaxBlockZ && shared <= allowed;
+  bool good_x = grid.x >= 1 && grid.x <= 2147483647u;
+  bool good_yz = grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535;
+  return good_x && good_yz && threads >= 1 && threads <= 1024 && block.z <= kMaxBlockZ && shared <= allowed;
 }
+
+std::string Text(dim3 d) { return std::to_string(d.x) + " x " + std::to_string(d.y) + " x " + std::to_string(d.z); }
 
 cudaError_t Check(const void* kernel, dim3 grid, dim3 block, size_t shared) {
   std::lock_guard<std::mutex> hold(All().lock);
   auto asked = All().shared_bytes.find(kernel);
   size_t allowed = asked == All().shared_bytes.end() ? kSharedBytes : asked->second;
   if (Possible(grid, block, shared, allowed)) return cudaSuccess;
-  auto text = [](dim3 d) { return std::to_string(d.x) + " x " + std::to_string(d.y) + " x " + std::to_string(d.z); };
-  std::string why = All().names[kernel] + ": no launch of " + text(grid) + " blocks of " + text(block) + " threads with " +
-                    std::to_string(shared) + " bytes of shared memory";
+  std::string why = All().names[kernel] + ": no launch of " + Text(grid) + " blocks of " + Text(block) +
+                    " threads with " + std::to_string(shared) + " bytes of shared memory";
   return dry::Fail(cudaErrorInvalidConfiguration, why.c_str());
 }
 
@@ -97,7 +99,8 @@ DRY cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attri
   return cudaSuccess;
 }
 
-DRY cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int, size_t, unsigned) {
+DRY cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int, size_t,
+                                                                       unsigned) {
   *blocks = 1;
   return cudaSuccess;
 }

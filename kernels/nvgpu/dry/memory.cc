@@ -43,7 +43,8 @@ bool Fits(const void* pointer, size_t size) {
 }
 
 cudaError_t Copy(void* to, const void* from, size_t size, cudaStream_t stream) {
-  if (!Fits(to, size) || !Fits(from, size)) return dry::Fail(cudaErrorInvalidValue, "a copy past the end of its memory");
+  if (!Fits(to, size) || !Fits(from, size))
+    return dry::Fail(cudaErrorInvalidValue, "a copy past the end of its memory");
   if (dry::IsCapturing(stream)) {
     bool device_only = dry::IsDeviceMemory(to) && dry::IsDeviceMemory(from);
     return device_only ? cudaSuccess

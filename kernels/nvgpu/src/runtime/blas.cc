@@ -78,7 +78,8 @@ C_Status InitBlasLtHandle(const C_Device device, C_BLASLtHandle* handle) {
 }
 
 C_Status DestroyBlasHandle(const C_Device, C_BLASHandle handle) {
-  return Guarded("destroy_blas_handle", [&] { MustBlas(LAZY(Cublas, cublasDestroy_v2)(Cuda(handle)), "cublasDestroy"); });
+  return Guarded("destroy_blas_handle",
+                 [&] { MustBlas(LAZY(Cublas, cublasDestroy_v2)(Cuda(handle)), "cublasDestroy"); });
 }
 
 C_Status DestroyBlasLtHandle(const C_Device, C_BLASLtHandle handle) {

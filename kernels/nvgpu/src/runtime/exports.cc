@@ -109,8 +109,9 @@ int nvgpu_event_elapsed(void* start, void* end, float* milliseconds) {
 }
 
 int nvgpu_event_destroy(void* event) {
-  return Code(nvgpu::Guarded("event_destroy",
-                             [&] { nvgpu::Must(cudaEventDestroy(static_cast<cudaEvent_t>(event)), "cudaEventDestroy"); }));
+  return Code(nvgpu::Guarded("event_destroy", [&] {
+    nvgpu::Must(cudaEventDestroy(static_cast<cudaEvent_t>(event)), "cudaEventDestroy");
+  }));
 }
 
 }  // extern "C"

@@ -23,8 +23,9 @@ C_Status BeginCapture(const C_Device device, C_Stream stream, C_StreamCaptureMod
   });
 }
 
-C_Status EndCapture(const C_Device, C_Stream stream, C_CudaGraph* graph) {
+C_Status EndCapture(const C_Device device, C_Stream stream, C_CudaGraph* graph) {
   return Guarded("end_capture", [&] {
+    UseDevice(device->id);
     cudaGraph_t made = nullptr;
     Must(cudaStreamEndCapture(Cuda(stream), &made), "cudaStreamEndCapture");
     *graph = reinterpret_cast<C_CudaGraph>(made);
@@ -41,8 +42,11 @@ C_Status Instantiate(C_GraphExec* exec, C_CudaGraph* graph, void**, char*, size_
   });
 }
 
-C_Status Launch(const C_Device, C_GraphExec exec, C_Stream stream) {
-  return Guarded("graph_launch", [&] { Must(cudaGraphLaunch(Cuda(exec), Cuda(stream)), "cudaGraphLaunch"); });
+C_Status Launch(const C_Device device, C_GraphExec exec, C_Stream stream) {
+  return Guarded("graph_launch", [&] {
+    UseDevice(device->id);
+    Must(cudaGraphLaunch(Cuda(exec), Cuda(stream)), "cudaGraphLaunch");
+  });
 }
 
 C_Status DestroyGraph(C_CudaGraph graph) {
@@ -66,9 +70,10 @@ C_Status GetNodes(C_CudaGraph graph, C_CudaGraphNode* nodes, size_t* count) {
 }
 
 // Paddle asks for the state, the id and the graph; dependencies would have to outlive this call, and are left out.
-C_Status CaptureInfo(const C_Device, C_Stream stream, C_StreamCaptureStatus* status, unsigned long long* id,
+C_Status CaptureInfo(const C_Device device, C_Stream stream, C_StreamCaptureStatus* status, unsigned long long* id,
                      C_CudaGraph* graph, C_CudaGraphNode*, void**, size_t* dependencies) {
   return Guarded("capture_info", [&] {
+    UseDevice(device->id);
     cudaStreamCaptureStatus state = cudaStreamCaptureStatusNone;
     unsigned long long number = 0;
     cudaGraph_t captured = nullptr;

@@ -11,10 +11,13 @@ struct Account {
   std::atomic<size_t> now{0};
   std::atomic<size_t> peak{0};
 };
-Account accounts[kMaxDevices];
+Account accounts[kMaxDevices + 1];
+
+// The last one is of numbers that are no device's.
+Account& AccountOf(int device) { return accounts[device >= 0 && device < kMaxDevices ? device : kMaxDevices]; }
 
 void Book(int device, size_t bytes) {
-  Account& account = accounts[device];
+  Account& account = AccountOf(device);
   size_t now = account.now += bytes;
   size_t peak = account.peak;
   while (peak < now && !account.peak.compare_exchange_weak(peak, now)) {
@@ -40,19 +43,21 @@ C_Status Free(const C_Device device, void* pointer, size_t size) {
     UseDevice(device->id);
     RelaxedCapture relaxed;
     Must(cudaFree(pointer), "cudaFree");
-    accounts[device->id].now -= size;
+    AccountOf(device->id).now -= size;
   });
 }
 
-C_Status AllocateHost(const C_Device, void** pointer, size_t size) {
+C_Status AllocateHost(const C_Device device, void** pointer, size_t size) {
   return Guarded("allocate on the host", [&] {
+    UseDevice(device->id);
     RelaxedCapture relaxed;
     Must(cudaMallocHost(pointer, size), "cudaMallocHost");
   });
 }
 
-C_Status FreeHost(const C_Device, void* pointer, size_t) {
+C_Status FreeHost(const C_Device device, void* pointer, size_t) {
   return Guarded("free on the host", [&] {
+    UseDevice(device->id);
     RelaxedCapture relaxed;
     Must(cudaFreeHost(pointer), "cudaFreeHost");
   });
@@ -111,6 +116,7 @@ C_Status CopyToPeerOnStream(const C_Device to_device, const C_Device from_device
                             const void* from, size_t size) {
   if (size == 0) return C_SUCCESS;
   return Guarded("copy between devices on a stream", [&] {
+    UseDevice(from_device->id);
     Must(cudaMemcpyPeerAsync(to, to_device->id, from, from_device->id, size, reinterpret_cast<cudaStream_t>(stream)),
          "cudaMemcpyPeerAsync");
   });
@@ -137,9 +143,9 @@ C_Status Padding(const C_Device, size_t* bytes) {
 
 }  // namespace
 
-size_t AllocatedBytes(int device) { return accounts[device].now; }
-size_t PeakBytes(int device) { return accounts[device].peak; }
-void ResetPeakBytes(int device) { accounts[device].peak = accounts[device].now.load(); }
+size_t AllocatedBytes(int device) { return AccountOf(device).now; }
+size_t PeakBytes(int device) { return AccountOf(device).peak; }
+void ResetPeakBytes(int device) { AccountOf(device).peak = AccountOf(device).now.load(); }
 
 void FillMemory(C_DeviceInterface* interface) {
   interface->device_memory_allocate = Allocate;

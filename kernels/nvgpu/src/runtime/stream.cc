@@ -40,27 +40,40 @@ C_Status DestroyStream(const C_Device device, C_Stream stream) {
       auto& streams = Known().of[device->id];
       streams.erase(std::remove(streams.begin(), streams.end(), Cuda(stream)), streams.end());
     }
+    UseDevice(device->id);
     Must(cudaStreamDestroy(Cuda(stream)), "cudaStreamDestroy");
   });
 }
 
+// Runs a call on `device`: a thread that chose none would have its context made on device 0 by any call.
+template <typename Call>
+C_Status On(const C_Device device, const char* what, Call call) {
+  return Guarded(what, [&] {
+    UseDevice(device->id);
+    Must(call(), what);
+  });
+}
+
 // "Not ready" is an answer; left as CUDA's last error it would be taken for that of the next launch.
-C_Status Answer(cudaError_t status, const char* call) {
-  if (status == cudaSuccess) return C_SUCCESS;
-  if (status == cudaErrorNotReady) {
-    cudaGetLastError();
-    return C_FAILED;
-  }
-  return Guarded("query", [&] { Must(status, call); });
+template <typename Query>
+C_Status Ask(const C_Device device, const char* what, Query query) {
+  bool ready = true;
+  C_Status status = On(device, what, [&] {
+    RelaxedCapture relaxed;
+    cudaError_t answer = query();
+    ready = answer != cudaErrorNotReady;
+    if (!ready) cudaGetLastError();
+    return ready ? answer : cudaSuccess;
+  });
+  return ready ? status : C_FAILED;
 }
 
-C_Status QueryStream(const C_Device, C_Stream stream) {
-  RelaxedCapture relaxed;
-  return Answer(cudaStreamQuery(Cuda(stream)), "cudaStreamQuery");
+C_Status QueryStream(const C_Device device, C_Stream stream) {
+  return Ask(device, "cudaStreamQuery", [&] { return cudaStreamQuery(Cuda(stream)); });
 }
 
-C_Status SynchronizeStream(const C_Device, C_Stream stream) {
-  return Guarded("synchronize_stream", [&] { Must(cudaStreamSynchronize(Cuda(stream)), "cudaStreamSynchronize"); });
+C_Status SynchronizeStream(const C_Device device, C_Stream stream) {
+  return On(device, "cudaStreamSynchronize", [&] { return cudaStreamSynchronize(Cuda(stream)); });
 }
 
 struct Callback {
@@ -77,11 +90,11 @@ void CUDART_CB RunCallback(void* pointer) {
 }
 
 C_Status AddCallback(const C_Device device, C_Stream stream, C_Callback function, void* data) {
-  return Guarded("stream_add_callback", [&] {
-    auto call = std::make_unique<Callback>(Callback{*device, stream, function, data});
-    Must(cudaLaunchHostFunc(Cuda(stream), RunCallback, call.get()), "cudaLaunchHostFunc");
-    call.release();  // RunCallback's now
-  });
+  auto call = std::make_unique<Callback>(Callback{*device, stream, function, data});
+  C_Status status = On(device, "cudaLaunchHostFunc",
+                       [&] { return cudaLaunchHostFunc(Cuda(stream), RunCallback, call.get()); });
+  if (status == C_SUCCESS) call.release();  // RunCallback's now
+  return status;
 }
 
 // Paddle's events order streams and are asked whether they have passed; without a time stamp both are cheaper.
@@ -94,30 +107,27 @@ C_Status CreateEvent(const C_Device device, C_Event* event) {
   });
 }
 
-C_Status RecordEvent(const C_Device, C_Stream stream, C_Event event) {
-  return Guarded("record_event", [&] { Must(cudaEventRecord(Cuda(event), Cuda(stream)), "cudaEventRecord"); });
+C_Status RecordEvent(const C_Device device, C_Stream stream, C_Event event) {
+  return On(device, "cudaEventRecord", [&] { return cudaEventRecord(Cuda(event), Cuda(stream)); });
 }
 
-C_Status DestroyEvent(const C_Device, C_Event event) {
-  return Guarded("destroy_event", [&] { Must(cudaEventDestroy(Cuda(event)), "cudaEventDestroy"); });
+C_Status DestroyEvent(const C_Device device, C_Event event) {
+  return On(device, "cudaEventDestroy", [&] { return cudaEventDestroy(Cuda(event)); });
 }
 
-C_Status QueryEvent(const C_Device, C_Event event) {
-  RelaxedCapture relaxed;
-  return Answer(cudaEventQuery(Cuda(event)), "cudaEventQuery");
+C_Status QueryEvent(const C_Device device, C_Event event) {
+  return Ask(device, "cudaEventQuery", [&] { return cudaEventQuery(Cuda(event)); });
 }
 
-C_Status SynchronizeEvent(const C_Device, C_Event event) {
-  return Guarded("synchronize_event", [&] {
+C_Status SynchronizeEvent(const C_Device device, C_Event event) {
+  return On(device, "cudaEventSynchronize", [&] {
     RelaxedCapture relaxed;
-    Must(cudaEventSynchronize(Cuda(event)), "cudaEventSynchronize");
+    return cudaEventSynchronize(Cuda(event));
   });
 }
 
-C_Status StreamWaitEvent(const C_Device, C_Stream stream, C_Event event) {
-  return Guarded("stream_wait_event", [&] {
-    Must(cudaStreamWaitEvent(Cuda(stream), Cuda(event), 0), "cudaStreamWaitEvent");
-  });
+C_Status StreamWaitEvent(const C_Device device, C_Stream stream, C_Event event) {
+  return On(device, "cudaStreamWaitEvent", [&] { return cudaStreamWaitEvent(Cuda(stream), Cuda(event), 0); });
 }
 
 }  // namespace
