@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sd3par.launch.findings import Check, attempt
 
 BUILD = "make nvgpu, or python -m sd3par.kernels.nvgpu build (needs CUDA 13's nvcc, g++ and make)"
-_PICTURE = """
+PICTURE = """
 from sd3par import SD3Pipeline
 pipe = SD3Pipeline.from_pretrained("tiny", device="nvgpu", dtype={dtype!r})
 pipe("a red circle", num_inference_steps=2, progress=False)
@@ -92,7 +92,7 @@ def _ops(dtype: str) -> Check:
     """Draws a small picture in another process and counts ops for which the plug-in has no kernel."""
     from sd3par.kernels.nvgpu import fallbacks
 
-    run = fallbacks.count(["-W", "ignore", "-c", _PICTURE.format(dtype=dtype)])
+    run = fallbacks.count(["-W", "ignore", "-c", PICTURE.format(dtype=dtype)])
     name = f"ops in {dtype}"
     if run.code != 0:
         last = run.tail.strip().splitlines()[-1:] or [f"exit code {run.code}"]

@@ -1,9 +1,9 @@
-"""What the loaded plug-in knows that Paddle does not tell: names, memory, libraries, links, and events with times."""
+"""What the loaded plug-in knows that neither Paddle nor NVIDIA's driver tells: its libraries, and links."""
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_char_p, c_float, c_int, c_long, c_size_t, c_void_p
+from ctypes import byref, c_char_p, c_int, c_long, c_size_t
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,35 +45,6 @@ def versions() -> tuple[int, int]:
     return runtime.value, driver.value
 
 
-def device_name(device: int) -> str:
-    """Returns the GPU's name."""
-    text = ctypes.create_string_buffer(_TEXT)
-    _call("nvgpu_device_name", c_int(device), text, c_size_t(_TEXT))
-    return text.value.decode(errors="replace")
-
-
-def memory(device: int) -> tuple[int, int]:
-    """Returns the free and all bytes of the GPU; makes a context there if this process has none."""
-    free, total = c_size_t(), c_size_t()
-    _call("nvgpu_memory", c_int(device), byref(free), byref(total))
-    return free.value, total.value
-
-
-def allocated_memory(device: int) -> int:
-    """Returns the bytes that Paddle's allocator holds now, cached ones included."""
-    return _bytes("nvgpu_allocated_memory", device)
-
-
-def peak_memory(device: int) -> int:
-    """Returns the most bytes that Paddle's allocator held since the start or the last `reset_peak`."""
-    return _bytes("nvgpu_peak_memory", device)
-
-
-def reset_peak(device: int) -> None:
-    """Lets `peak_memory` begin anew."""
-    _plugin().nvgpu_reset_peak(c_int(device))
-
-
 def can_access(device: int, peer: int) -> bool:
     """Returns whether `device` can read and write the memory of `peer` directly."""
     can = c_int()
@@ -88,28 +59,6 @@ def library(name: str) -> Library:
     return Library(name, version.value, why.value.decode(errors="replace"))
 
 
-class Event:
-    """A point in a stream's work, with its time (Paddle's own events have none on this device)."""
-
-    def __init__(self) -> None:
-        self._handle = c_void_p()
-        _call("nvgpu_event_create", byref(self._handle))
-
-    def record(self, stream: int) -> None:
-        """Puts it into a stream: `paddle.device.current_stream().stream_base.raw_stream`."""
-        _call("nvgpu_event_record", self._handle, c_void_p(stream))
-
-    def milliseconds_until(self, end: Event) -> float:
-        """Waits for `end`; returns the time between the two."""
-        milliseconds = c_float()
-        _call("nvgpu_event_elapsed", self._handle, end._handle, byref(milliseconds))
-        return milliseconds.value
-
-    def __del__(self) -> None:
-        if self._handle:
-            _plugin().nvgpu_event_destroy(self._handle)
-
-
 def _plugin() -> ctypes.CDLL:
     file = loaded()
     if file is None:
@@ -120,9 +69,3 @@ def _plugin() -> ctypes.CDLL:
 def _call(name: str, *arguments: object) -> None:
     if getattr(_plugin(), name)(*arguments) != 0:
         raise PluginError(f"{name} failed: see the line above")
-
-
-def _bytes(name: str, device: int) -> int:
-    function = getattr(_plugin(), name)
-    function.restype = c_size_t
-    return int(function(c_int(device)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sd3par.kernels.nvgpu import info
 from sd3par.launch import cli, doctor, environment
 from sd3par.weights import model_files
 
@@ -93,3 +94,11 @@ def test_launcher_and_empty_devices(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert cli.main(["doctor"]) == 0
     assert "-> unset CUDA_VISIBLE_DEVICES" in capsys.readouterr().out
+
+
+def test_no_plugin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(info, "loaded", lambda: None)
+    assert cli.main(["doctor", "--device", "nvgpu"]) == 1
+    out = capsys.readouterr().out
+    assert "bad  plug-in            not loaded by Paddle" in out
+    assert "-> make nvgpu, or python -m sd3par.kernels.nvgpu build" in out

@@ -46,26 +46,6 @@ int nvgpu_versions(int* runtime, int* driver) {
   }));
 }
 
-int nvgpu_device_name(int device, char* name, size_t size) {
-  return Code(nvgpu::Guarded("device_name", [&] {
-    cudaDeviceProp properties;
-    nvgpu::Must(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-    CopyText(properties.name, name, size);
-  }));
-}
-
-// Asks CUDA, and makes a context on `device` if this process has none there yet.
-int nvgpu_memory(int device, size_t* free, size_t* total) {
-  return Code(nvgpu::Guarded("memory", [&] {
-    nvgpu::UseDevice(device);
-    nvgpu::Must(cudaMemGetInfo(free, total), "cudaMemGetInfo");
-  }));
-}
-
-size_t nvgpu_allocated_memory(int device) { return nvgpu::AllocatedBytes(device); }
-size_t nvgpu_peak_memory(int device) { return nvgpu::PeakBytes(device); }
-void nvgpu_reset_peak(int device) { nvgpu::ResetPeakBytes(device); }
-
 // Whether `device` can read and write the memory of `peer`.
 int nvgpu_p2p(int device, int peer, int* can) {
   return Code(nvgpu::Guarded("p2p", [&] {
@@ -82,35 +62,6 @@ int nvgpu_library(const char* library, long* version, char* why, size_t size) {
     bool open = LibraryOf(library).Open(&reason);
     CopyText(reason, why, size);
     if (open) *version = VersionOf(library);
-  }));
-}
-
-// Events that have a time stamp, which Paddle's do without.
-int nvgpu_event_create(void** event) {
-  return Code(nvgpu::Guarded("event_create", [&] {
-    nvgpu::UseDevice(nvgpu::CurrentDevice());
-    nvgpu::Must(cudaEventCreate(reinterpret_cast<cudaEvent_t*>(event)), "cudaEventCreate");
-  }));
-}
-
-int nvgpu_event_record(void* event, void* stream) {
-  return Code(nvgpu::Guarded("event_record", [&] {
-    nvgpu::Must(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)), "cudaEventRecord");
-  }));
-}
-
-// Waits for `end`.
-int nvgpu_event_elapsed(void* start, void* end, float* milliseconds) {
-  return Code(nvgpu::Guarded("event_elapsed", [&] {
-    nvgpu::Must(cudaEventSynchronize(static_cast<cudaEvent_t>(end)), "cudaEventSynchronize");
-    nvgpu::Must(cudaEventElapsedTime(milliseconds, static_cast<cudaEvent_t>(start), static_cast<cudaEvent_t>(end)),
-                "cudaEventElapsedTime");
-  }));
-}
-
-int nvgpu_event_destroy(void* event) {
-  return Code(nvgpu::Guarded("event_destroy", [&] {
-    nvgpu::Must(cudaEventDestroy(static_cast<cudaEvent_t>(event)), "cudaEventDestroy");
   }));
 }
 

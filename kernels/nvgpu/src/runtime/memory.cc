@@ -1,28 +1,10 @@
 // Memory of devices and pinned memory of the host, and copies between them.
-#include <atomic>
 #include <cstdint>
 
 #include "runtime.h"
 
 namespace nvgpu {
 namespace {
-
-struct Account {
-  std::atomic<size_t> now{0};
-  std::atomic<size_t> peak{0};
-};
-Account accounts[kMaxDevices + 1];
-
-// The last one is of numbers that are no device's.
-Account& AccountOf(int device) { return accounts[device >= 0 && device < kMaxDevices ? device : kMaxDevices]; }
-
-void Book(int device, size_t bytes) {
-  Account& account = AccountOf(device);
-  size_t now = account.now += bytes;
-  size_t peak = account.peak;
-  while (peak < now && !account.peak.compare_exchange_weak(peak, now)) {
-  }
-}
 
 // Out of memory is "done", with no memory: Paddle's allocator then gives back the chunks that lie idle and asks again,
 // and raises ResourceExhausted, with sizes, if that did not help. A failure would end the process's work at once.
@@ -33,17 +15,15 @@ C_Status Allocate(const C_Device device, void** pointer, size_t size) {
     *pointer = nullptr;
     cudaError_t status = cudaMalloc(pointer, size);
     if (status != cudaErrorMemoryAllocation) Must(status, "cudaMalloc");
-    if (status == cudaSuccess) Book(device->id, size);
     if (status == cudaErrorMemoryAllocation) cudaGetLastError();
   });
 }
 
-C_Status Free(const C_Device device, void* pointer, size_t size) {
+C_Status Free(const C_Device device, void* pointer, size_t) {
   return Guarded("free", [&] {
     UseDevice(device->id);
     RelaxedCapture relaxed;
     Must(cudaFree(pointer), "cudaFree");
-    AccountOf(device->id).now -= size;
   });
 }
 
@@ -142,10 +122,6 @@ C_Status Padding(const C_Device, size_t* bytes) {
 }
 
 }  // namespace
-
-size_t AllocatedBytes(int device) { return AccountOf(device).now; }
-size_t PeakBytes(int device) { return AccountOf(device).peak; }
-void ResetPeakBytes(int device) { AccountOf(device).peak = AccountOf(device).now.load(); }
 
 void FillMemory(C_DeviceInterface* interface) {
   interface->device_memory_allocate = Allocate;

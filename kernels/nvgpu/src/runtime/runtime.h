@@ -59,11 +59,6 @@ class RelaxedCapture {
 // Waits for the work of all streams that Paddle made on `device`, other than those that a graph is captured from.
 void WaitForStreams(int device);
 
-// Bytes of a device that Paddle's allocator holds, now and at most since the peak was reset.
-size_t AllocatedBytes(int device);
-size_t PeakBytes(int device);
-void ResetPeakBytes(int device);
-
 // CUDA graphs, captured or instantiated, that are not destroyed yet.
 int LiveGraphs();
 
