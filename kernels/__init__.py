@@ -1,7 +1,7 @@
-"""The memory-bound operations of the MM-DiT and its attention, one function each; the model calls these, nothing below.
+"""The linears, attention and memory-bound operations of the MM-DiT, one function each; the model calls these alone.
 
-Each is a Triton kernel where one fits: half precision on a GPU. Everything else runs the plain-Paddle references. Only
-this file knows which it is.
+Each is a Triton kernel where one fits: half precision on a GPU; a linear with a bias is one product of cuBLASLt.
+Everything else runs the plain-Paddle references. Only this file knows which it is.
 """
 
 from __future__ import annotations
@@ -13,10 +13,20 @@ from sd3par.kernels.adaln import MAX_DIM, adaln_reference, adaln_triton
 from sd3par.kernels.attention import MAX_HEAD_DIM, attention_reference, attention_triton
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
+from sd3par.kernels.linear import (
+    fuses,
+    fuses_gelu,
+    linear_fused,
+    linear_gelu_fused,
+    linear_gelu_reference,
+    linear_reference,
+)
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import takes, why_not
 
-__all__ = ["adaln", "attention", "gate_adaln", "guidance_euler", "split_heads", "why_not_triton"]
+__all__ = [
+    "adaln", "attention", "gate_adaln", "guidance_euler", "linear", "linear_gelu", "split_heads", "why_not_triton",
+]  # fmt: skip
 
 
 def why_not_triton(kind: str | None = None) -> str:
@@ -29,6 +39,20 @@ def attention(qkv: Tensor, key_length: int | None = None) -> Tensor:
     if takes(qkv) and qkv.shape[-1] <= MAX_HEAD_DIM:
         return attention_triton(qkv, key_length)
     return attention_reference(qkv, key_length)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x: [..., in], weight: [in, out], bias: [out] or None -> x @ weight + bias: [..., out]."""
+    if bias is not None and fuses(x):
+        return linear_fused(x, weight, bias)
+    return linear_reference(x, weight, bias)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x: [..., in], weight: [in, out], bias: [out] or None -> GELU(x @ weight + bias), its tanh form: [..., out]."""
+    if bias is not None and fuses_gelu(x, weight):
+        return linear_gelu_fused(x, weight, bias)
+    return linear_gelu_reference(x, weight, bias)
 
 
 def adaln(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -60,12 +84,12 @@ def split_heads(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Te
 
 
 def guidance_euler(
-    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: float, delta: Tensor
+    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: Tensor | float, delta: Tensor
 ) -> Tensor:
     """Returns latents + delta * (uncond + guidance_scale * (cond - uncond)), in fp32.
 
     latents: [B, ...] fp32; uncond and cond: [B, ...], the noise predictions (uncond None without guidance);
-    delta: [] fp32, sigma_next - sigma.
+    guidance_scale: [] fp32, or a number; delta: [] fp32, sigma_next - sigma.
     """
     if takes(cond):
         return guidance_euler_triton(latents, uncond, cond, guidance_scale, delta)

@@ -57,7 +57,7 @@ class FeedForward(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [R, T, D] -> this mp rank's part of the sum, [R, T, D]."""
-        return self.down(F.gelu(self.up(x), approximate=True))
+        return self.down(kernels.linear_gelu(x, self.up.weight, self.up.bias))
 
 
 class Modulation(nn.Layer):
@@ -157,13 +157,13 @@ class JointBlock(nn.Layer):
 class Conditions(NamedTuple):
     """What is constant over the steps of one request, computed once before the loop.
 
-    context: [R, tc, D], this sp rank's text tokens; positions: [ti, D] fp32; modulations: [N, R, k, D] for each adaLN,
-    in the order of `MMDiT.modulated_layers`.
+    context: [R, tc, D], this sp rank's text tokens; positions: [ti, D] fp32; modulations: [N, R, k, D], those of all
+    adaLNs side by side, in the order of `MMDiT.modulated_layers`.
     """
 
     context: Tensor
     positions: Tensor
-    modulations: list[Tensor]
+    modulations: Tensor
     layout: Layout
 
 
@@ -244,8 +244,8 @@ class MMDiT(nn.Layer):
             layout=layout,
         )
 
-    def modulations(self, timesteps: Tensor, pooled: Tensor) -> list[Tensor]:
-        """timesteps: [N, R] fp32, pooled: [R, P] -> [N, R, k, D] of every adaLN.
+    def modulations(self, timesteps: Tensor, pooled: Tensor) -> Tensor:
+        """timesteps: [N, R] fp32, pooled: [R, P] -> [N, R, k, D], of all adaLNs.
 
         Under mp each rank computes columns; they are gathered once for all layers and steps.
         """
@@ -257,7 +257,8 @@ class MMDiT(nn.Layer):
             joined = self.mesh.all_gather(self.mesh.mp, paddle.concat(parts, axis=-1))  # [mp, N, R, sum]
             joined = joined.transpose([1, 2, 0, 3])
             parts = joined.split([part.shape[-1] for part in parts], axis=-1)
-        return [part.reshape([steps, rows, layer.count, dim]) for part, layer in zip(parts, layers, strict=True)]
+        parts = [part.reshape([steps, rows, layer.count, dim]) for part, layer in zip(parts, layers, strict=True)]
+        return paddle.concat(parts, axis=2)
 
     def step(self, latents: Tensor, conditions: Conditions, index: int) -> Tensor:
         """Predicts the noise of step `index` on this rank's tokens.
@@ -271,7 +272,7 @@ class MMDiT(nn.Layer):
         if rows != x.shape[0]:
             x = paddle.concat([x] * (rows // x.shape[0]), axis=0)
         image, context = Residual(x), Residual(conditions.context)
-        mods = [modulation[index] for modulation in conditions.modulations]
+        mods = conditions.modulations[index].split([layer.count for layer in self.modulated_layers()], axis=1)
         for i, block in enumerate(self.transformer_blocks):
             image, context = block(image, context, mods[2 * i], mods[2 * i + 1], conditions.layout)
         scale, shift = mods[-1].unbind(1)  # AdaLayerNormContinuous: scale first

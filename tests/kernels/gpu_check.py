@@ -1,4 +1,4 @@
-"""Every Triton kernel on a GPU, against fp64 on the CPU and beside the plain-Paddle reference in the same dtype.
+"""Every kernel on a GPU, against fp64 on the CPU and beside the plain-Paddle reference in the same dtype.
 
 `check(device)` returns rows; a kernel is right if its error is at most that of the reference, with a little room.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.device import CapturedGraph, Device, Event, synchronize
@@ -19,9 +18,17 @@ from sd3par.kernels.adaln import adaln_reference, adaln_triton
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
+from sd3par.kernels.linear import (
+    fuses,
+    fuses_gelu,
+    linear_fused,
+    linear_gelu_fused,
+    linear_gelu_reference,
+    linear_reference,
+)
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 
-UNIT = {"bfloat16": 2**-8, "float16": 2**-11}  # allowed where the reference does not run
+UNIT = {"bfloat16": 2**-8, "float16": 2**-11, "float32": 2**-18}  # allowed where the reference does not run
 ROOM = 1.05  # times the reference's error, both root mean squares
 MAIN = (2, 4429, 24, 64)  # SD3-medium, 1024x1024, guidance, 333 text tokens
 # rows, tokens, heads, head_dim, keys that count, tokens in memory behind the last (poison)
@@ -31,6 +38,9 @@ ATTENTION = [
     (1, 4429, 38, 64, 4429, 0),
 ]  # fmt: skip
 NORMS = [(2, 4096, 1536), (2, 333, 1536), (2, 4096, 2432), (3, 37, 48), (1, 1, 1536)]
+LINEARS = [((2, 4096, 1536), 6144), ((2, 333, 1536), 6144), ((2, 4096, 6144), 1536), ((3, 37, 50), 136),
+           ((1, 1, 1536), 1536), ((2, 5, 13), 7)]  # fmt: skip
+FP32_SUMS = 4e-6  # allowed in fp32 at least: 6144 products in any order; TF32 would be at 3e-4
 SWEEP = [Tiles(128, 64, 4, 3), Tiles(128, 64, 4, 2), Tiles(128, 64, 4, 4), Tiles(128, 128, 8, 2), Tiles(128, 128, 8, 3),
          Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 4, 2), Tiles(128, 32, 4, 3)]  # fmt: skip
 Row = dict[str, Any]
@@ -41,6 +51,7 @@ def check(device: Device) -> list[Row]:
     device.activate()
     with paddle.no_grad():
         rows = [row for dtype in ("bfloat16", "float16") for row in _kernels(dtype)]
+        rows += [row for dtype in ("bfloat16", "float16", "float32") for row in _linears(dtype)]
         rows += [_captured(device), _sized("torch stays out of the process", float("torch" in sys.modules), 0.0)]
     return rows
 
@@ -174,13 +185,47 @@ def _guidance(dtype: str, guided: bool) -> Row:
     )  # fmt: skip
 
 
+def _linears(dtype: str) -> Iterator[Row]:
+    """Where there is a fused product for the dtype: some tokens of each row are compared."""
+    for shape, columns in LINEARS:
+        x = _on_device(_draw(14, *shape), dtype)
+        if fuses(x):
+            yield from _linear(x, columns, f"{list(shape)} x [{shape[-1]}, {columns}]", dtype)
+
+
+def _linear(x: Tensor, columns: int, name: str, dtype: str) -> Iterator[Row]:
+    """Weights of about 1 / sqrt(in), so that the results lie where GELU bends."""
+    width, every = x.shape[-1], -(-x.shape[1] // 40)
+    weight = _on_device(_draw(15, width, columns) * width**-0.5, dtype)
+    bias = _on_device(_draw(16, columns), dtype)
+
+    def chosen(out: Tensor) -> np.ndarray:
+        return _host(out)[:, ::every]
+
+    want = chosen(x) @ _host(weight) + _host(bias)
+    least = FP32_SUMS if dtype == "float32" else 1e-7
+    yield _row(
+        "linear", name, dtype, want,
+        lambda: linear_fused(x, weight, bias), lambda: linear_reference(x, weight, bias), chosen, least,
+    )  # fmt: skip
+    if fuses_gelu(x, weight):
+        yield _row(
+            "linear_gelu", name, dtype, _gelu(want),
+            lambda: linear_gelu_fused(x, weight, bias), lambda: linear_gelu_reference(x, weight, bias), chosen, least,
+        )  # fmt: skip
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 def _row(
     kernel: str, shape: str, dtype: str, want: np.ndarray, ours: Callable[[], Any], reference: Callable[[], Any],
-    values: Callable[[Any], np.ndarray],
+    values: Callable[[Any], np.ndarray], least: float = 1e-7,
 ) -> Row:  # fmt: skip
     beside: Row = {}
     try:
-        allowed = ROOM * _error(values(reference()), want) + 1e-7
+        allowed = ROOM * _error(values(reference()), want) + least
         beside["reference_us"] = time_us(reference, 5)
     except Exception as error:  # an op that the device lacks says nothing about the kernel
         allowed, beside["reference_failed"] = UNIT[dtype], f"{type(error).__name__}: {error}"[:200]
@@ -200,15 +245,15 @@ def _sized(kernel: str, error: float, allowed: float) -> Row:
 
 
 def _captured(device: Device) -> Row:
-    """A recorded norm, matmul and attention, replayed on new inputs, equal what runs without recording, bit for bit."""
+    """A recorded norm, linear and attention, replayed on new inputs, equal what runs without recording, bit for bit."""
     draws = [_on_device(_draw(seed, 1, 77, 1536), "bfloat16") for seed in (10, 11)]
     x = draws[0].clone()
     mods = _on_device(_draw(12, 1, 2, 1536), "bfloat16")
-    weight = _on_device(_draw(13, 1536, 4608) * 0.03, "bfloat16")
+    weight, bias = (_on_device(_draw(13, *shape) * 0.03, "bfloat16") for shape in ((1536, 4608), (4608,)))
 
     def function() -> Tensor:
         normed = adaln_triton(x, mods[:, 0], mods[:, 1])
-        return attention_triton(F.linear(normed, weight).reshape([1, 77, 3, 24, 64]))
+        return attention_triton(linear_fused(normed, weight, bias).reshape([1, 77, 3, 24, 64]))
 
     graph = CapturedGraph(device, function)
     differences = []
