@@ -12,30 +12,35 @@ _BLOCK = 1024
 
 
 def guidance_euler_reference(
-    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: float, delta: Tensor
+    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: Tensor | float, delta: Tensor
 ) -> Tensor:
     """Returns latents + delta * (uncond + guidance_scale * (cond - uncond)), in fp32.
 
     latents: [B, ...] fp32; uncond and cond: [B, ...], the noise predictions (uncond None without guidance);
-    delta: [] fp32, sigma_next - sigma.
+    guidance_scale: [] fp32, or a number; delta: [] fp32, sigma_next - sigma.
     """
-    prediction = cond if uncond is None else uncond + guidance_scale * (cond - uncond)
-    return latents + delta * prediction.astype("float32")
+    prediction = cond.astype("float32")
+    if uncond is not None:
+        other = uncond.astype("float32")
+        prediction = other + guidance_scale * (prediction - other)
+    return latents + delta * prediction
 
 
 def guidance_euler_triton(
-    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: float, delta: Tensor
+    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: Tensor | float, delta: Tensor
 ) -> Tensor:
-    """The same in one kernel, all of it in fp32."""
+    """The same in one kernel."""
     given = {"latents": latents, "cond": cond, "uncond": cond if uncond is None else uncond}
     for name, x in given.items():
         require(x.shape == latents.shape, name, f"shape {x.shape}", f"shape {latents.shape}, as latents have")
     require(latents.dtype == paddle.float32, "latents", f"dtype {latents.dtype}", "dtype paddle.float32")
     flat = [x.contiguous() for x in given.values()]
+    # In memory of the device, where a recorded graph finds the scale of each request.
+    scale = guidance_scale if isinstance(guidance_scale, Tensor) else paddle.full([], guidance_scale, "float32")
     out = paddle.empty(latents.shape, dtype=latents.dtype)
     size = latents.size
     launch(
-        _guidance_euler, (-(-size // _BLOCK),), *flat, delta, out, float(guidance_scale), size,
+        _guidance_euler, (-(-size // _BLOCK),), *flat, scale, delta, out, size,
         GUIDED=uncond is not None, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
     return out
@@ -43,13 +48,13 @@ def guidance_euler_triton(
 
 @jit
 def _guidance_euler(  # type: ignore[no-untyped-def]
-    latents, cond, uncond, delta, out, guidance_scale, size, GUIDED: tl.constexpr, BLOCK: tl.constexpr
+    latents, cond, uncond, guidance_scale, delta, out, size, GUIDED: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = place < size
     prediction = tl.load(cond + place, mask=mask).to(tl.float32)
     if GUIDED:
         other = tl.load(uncond + place, mask=mask).to(tl.float32)
-        prediction = other + guidance_scale * (prediction - other)
+        prediction = other + tl.load(guidance_scale) * (prediction - other)
     step = tl.load(latents + place, mask=mask) + tl.load(delta) * prediction
     tl.store(out + place, step, mask=mask)

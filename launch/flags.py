@@ -10,7 +10,7 @@ from sd3par.config import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, GenerationRequest
 from sd3par.launch.parser import OnlyOne, Parser, number, one_of, whole, whole_list
 
 DEFAULT_PROMPT, DEFAULT_MODEL = "a red circle on a blue background", "tiny"
-ENGINES = ("auto", "eager")
+ENGINES = ("auto", "eager", "graph")
 DEVICES = ("auto", "cpu", "gpu", "nvgpu")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 RANDOM_MODELS = ("sd3-medium", "sd3.5-medium", "sd3.5-large", "tiny")

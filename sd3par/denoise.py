@@ -6,7 +6,9 @@ sends nothing but what attention, the sums over mp and the guidance pair need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import paddle
@@ -14,6 +16,7 @@ from paddle import Tensor
 
 from sd3par import kernels
 from sd3par.embeddings import patchify, unpatchify
+from sd3par.graph import StepGraph, StepGraphs
 from sd3par.guidance import halves
 from sd3par.mmdit import Conditions, MMDiT, shard
 from sd3par.plan import Rows
@@ -34,10 +37,19 @@ class Denoiser:
         text: states of these rows (guidance.join_halves).
         plan: timesteps and sigmas.
         size: latent height and width.
+        graphs: steps recorded as CUDA graphs, or None to run every step's operators one by one.
     """
 
-    def __init__(self, model: MMDiT, rows: Rows, text: TextStates, plan: Schedule, size: tuple[int, int]) -> None:
-        self.model, self.mesh, self.rows, self.plan = model, model.mesh, rows, plan
+    def __init__(
+        self,
+        model: MMDiT,
+        rows: Rows,
+        text: TextStates,
+        plan: Schedule,
+        size: tuple[int, int],
+        graphs: StepGraphs | None = None,
+    ) -> None:
+        self.model, self.mesh, self.rows, self.plan, self.graphs = model, model.mesh, rows, plan, graphs
         self.patch = model.config.patch_size
         self.grid = (size[0] // self.patch, size[1] // self.patch)
         self.pooled = text.pooled.astype(model.dtype)
@@ -62,23 +74,41 @@ class Denoiser:
             on_step: called on every rank after each step; may change the latents, and stop the loop on all ranks.
         """
         tokens = self.scatter(latents)
-        for index in ticks:
-            tokens = self.step(tokens, guidance_scale, index)
-            if on_step is not None:
-                tokens, stop = self._report(tokens, index, on_step)
-                if stop:
-                    break
-        return self.gather(tokens)
+        scale = paddle.full([], guidance_scale, dtype="float32")
+        with self._graph(tokens) as graph:
+            if graph is not None:
+                graph.begin(self.conditions, scale)
+            for index in ticks:
+                tokens = self._step(tokens, scale, index, graph)
+                if on_step is not None:
+                    tokens, stop = self._report(tokens, index, on_step)
+                    if stop:
+                        break
+            return self.gather(tokens)
 
-    def step(self, tokens: Tensor, guidance_scale: float, index: int) -> Tensor:
+    def _graph(self, tokens: Tensor) -> AbstractContextManager[StepGraph | None]:
+        """Lends the recorded step for this request's shape; None where there is none."""
+        if self.graphs is None:
+            return nullcontext()
+        return self.graphs.lend(self._shape(tokens), partial(step, self.model, self.rows), tokens, self.conditions)
+
+    def _shape(self, tokens: Tensor) -> Hashable:
+        """Returns all that one recording differs from another in: what is no tensor's content."""
+        context, positions, modulations, layout = self.conditions
+        shapes = (tokens.shape, context.shape, positions.shape, modulations.shape[1:])
+        return (id(self.model), self.rows.guidance, layout, *(tuple(shape) for shape in shapes))
+
+    def _step(self, tokens: Tensor, guidance_scale: Tensor, index: int, graph: StepGraph | None) -> Tensor:
         """tokens: [B', ti, W] fp32 of this rank -> the same after step `index`."""
         turn, place = divmod(index, self.window)
         if turn and place == 0:
             steps = self.timesteps[index : index + self.window]
             self.conditions = self.conditions._replace(modulations=self.model.modulations(steps, self.pooled))
-        prediction = self.model.step(tokens, self.conditions, place)
-        uncond, cond = halves(prediction, self.rows, self.mesh)
-        return kernels.guidance_euler(tokens, uncond, cond, guidance_scale, self.deltas[index])
+        modulations, delta = self.conditions.modulations[place : place + 1], self.deltas[index]
+        if graph is not None:
+            return graph.step(tokens, modulations, delta)
+        conditions = self.conditions._replace(modulations=modulations)
+        return step(self.model, self.rows, tokens, conditions, guidance_scale, delta)
 
     def scatter(self, latents: Tensor) -> Tensor:
         """latents: [B, C, h, w] -> this rank's images and tokens [B', ti, W]."""
@@ -86,8 +116,8 @@ class Denoiser:
         return shard(patchify(images, self.patch), self.conditions.layout.image)
 
     def gather(self, tokens: Tensor) -> Tensor:
-        """tokens: [B', ti, W] of this rank -> all latents [B, C, h, w] on every rank."""
-        whole = self.model.gather_tokens(tokens, self.conditions.layout.image)
+        """tokens: [B', ti, W] of this rank -> all latents [B, C, h, w] on every rank, in memory of their own."""
+        whole = self.model.gather_tokens(tokens.clone(), self.conditions.layout.image)
         every = self.mesh.all_gather(self.mesh.dp, whole)  # [dp, B', Ti, W]
         if self.rows.split:  # both ranks of a pair hold the same images
             every = every[::2]
@@ -98,3 +128,16 @@ class Denoiser:
         changed, stop = on_step(index, float(self.plan.timesteps[index]), self.gather(tokens))
         tokens = tokens if changed is None else self.scatter(changed.astype("float32"))
         return tokens, self.mesh.any(stop)
+
+
+def step(
+    model: MMDiT, rows: Rows, tokens: Tensor, conditions: Conditions, guidance_scale: Tensor, delta: Tensor
+) -> Tensor:
+    """Prediction, guidance and Euler step: what a graph records.
+
+    tokens: [B', ti, W] fp32 of this rank; conditions: with the modulations [1, R, k, D] of this step; guidance_scale
+    and delta: [] fp32. Returns the tokens after the step.
+    """
+    prediction = model.step(tokens, conditions, 0)
+    uncond, cond = halves(prediction, rows, model.mesh)
+    return kernels.guidance_euler(tokens, uncond, cond, guidance_scale, delta)

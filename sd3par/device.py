@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
 import os
 import resource
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -22,6 +25,7 @@ T = TypeVar("T")
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 DTYPES = ("float32", "bfloat16", "float16")
+_EXIT_WAIT_S = 5.0  # how long the end of a process waits for the device before it gives up on its graphs
 
 
 class Memory(NamedTuple):
@@ -146,6 +150,14 @@ def synchronize() -> None:
         paddle.device.synchronize()
 
 
+def release_idle_memory() -> None:
+    """Gives back what Paddle holds of the current device without using it; nothing on the CPU."""
+    if current().startswith("gpu"):
+        paddle.device.cuda.empty_cache()
+    elif current() != "cpu":
+        paddle.base.core.device_empty_cache()
+
+
 def stream_handle() -> int:
     """Returns the CUDA stream that Paddle's operators go to on the current device; 0 on the CPU."""
     return 0 if current() == "cpu" else int(paddle.device.current_stream().stream_base.raw_stream)
@@ -179,6 +191,10 @@ class CapturedGraph(Generic[T]):
     is the same tensors each time, with new values. What the function calls may not wait for the device, nor make
     anything depend on values that it computes.
 
+    Every tensor made while recording lies in memory of this graph's own, which Paddle (3.3.1, on `gpu` as on `nvgpu`)
+    gives to no other tensor before the graph is gone: its allocator opens a pool for each graph. What was made before,
+    the inputs, must be held by someone as long as the graph is.
+
     Args:
         device: the current device.
         function: what to record.
@@ -193,8 +209,10 @@ class CapturedGraph(Generic[T]):
             for _ in range(warmups):
                 function()
             synchronize()
+            release_idle_memory()  # what the warm-ups took: the recording takes as much again
             self._graph = CUDAGraph(place=device.place())
             self._record(function)
+            _graphs.reset_at_exit(self)
 
     def _record(self, function: Callable[[], T]) -> None:
         """Records without garbage collection: a tensor or graph that dies in between may free memory at a bad time."""
@@ -221,11 +239,49 @@ class CapturedGraph(Generic[T]):
         return cast(T, self._result)
 
     def reset(self) -> None:
-        """Gives the recording's memory back; before a process ends, since NCCL waits for recorded collectives."""
+        """Waits for the device and gives the recording's memory back; it cannot be called any more."""
         if self._graph is not None:
             synchronize()
-            self._result = None
-            self._graph.reset()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._result = None
+        self._graph.reset()
+
+
+class _Graphs:
+    """The recordings of this process, which go before NCCL does: it waits for every recorded collective."""
+
+    def __init__(self) -> None:
+        self._alive: weakref.WeakSet[CapturedGraph[Any]] = weakref.WeakSet()
+        self._registered = False
+
+    def reset_at_exit(self, graph: CapturedGraph[Any]) -> None:
+        """Takes care of a graph's end."""
+        self._alive.add(graph)
+        if not self._registered:  # now: what is registered last runs first, before Paddle ends NCCL and devices
+            self._registered = True
+            atexit.register(self._at_exit)
+
+    def _at_exit(self) -> None:
+        """Resets all, unless the device never ends its work: so it is in a collective whose other process is gone."""
+        wait = threading.Thread(target=_finish, daemon=True)
+        wait.start()
+        wait.join(_EXIT_WAIT_S)
+        for graph in list(self._alive):
+            if wait.is_alive():
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(graph))  # freeing its memory would wait for ever
+            else:
+                with contextlib.suppress(Exception):
+                    graph._forget()
+
+
+_graphs = _Graphs()
+
+
+def _finish() -> None:
+    with contextlib.suppress(Exception):  # an error of the device was somebody else's news
+        synchronize()
 
 
 def keep_freed_memory() -> None:

@@ -20,6 +20,7 @@ from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig, parse_
 from sd3par.denoise import Denoiser, OnStep
 from sd3par.device import Device, choose, synchronize
 from sd3par.errors import Cancelled, ConfigError, RankFailure
+from sd3par.graph import StepGraphs
 from sd3par.guidance import join_halves
 from sd3par.inputs import Inputs, PromptEmbeds, Start, preflight, spread, texts
 from sd3par.mesh import Mesh
@@ -32,7 +33,7 @@ from sd3par.text.load import load_text
 from sd3par.vae import VAE
 from sd3par.watchdog import TIMEOUT_S, Watchdog
 
-ENGINES = ("auto", "eager")
+ENGINES = ("auto", "eager", "graph")
 OUTPUT_TYPES = ("pil", "np", "latent")
 StepCallback = Callable[["SD3Pipeline", int, float, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
@@ -60,7 +61,7 @@ class SD3Pipeline:
         self.files, self.transformer, self.vae, self.text = files, transformer, vae, text
         self.mesh, self.parallel = mesh, parallel
         self.scheduler = SchedulerConfig.parse(files.scheduler, "scheduler")
-        self.engine = "eager"
+        self.graphs: StepGraphs | None = None
         self.interrupt = False
         self.watchdog = Watchdog.start(Mesh.single())
 
@@ -81,7 +82,8 @@ class SD3Pipeline:
         Args:
             path: "tiny" (bundled), a diffusers or Paddle-layout folder, or a single .safetensors file.
             dtype: "auto" is bfloat16 on GPUs, float32 on the CPU.
-            engine: "auto" or "eager".
+            engine: "graph" records a denoising step as a CUDA graph and replays it, "eager" asks for its operators one
+                by one, which is slower and simpler to debug; "auto" is graph where it can be.
             text_encoder_3: False drops T5 (its tokens are zeros then, as in diffusers).
             tokenizers: folder with tokenizer, tokenizer_2 and tokenizer_3, which single files do not hold.
             rank_timeout_s: how long another process may be silent before this one gives up.
@@ -93,6 +95,7 @@ class SD3Pipeline:
         require(engine in ENGINES, "engine", engine, " or ".join(ENGINES))
         require(isinstance(parallel, ParallelConfig), "parallel", parallel, "a ParallelConfig(dp=..., mp=..., sp=...)")
         target = choose(dtype, device)
+        graphs = StepGraphs.choose(engine, target, parallel.world)
         files = weights.open_model(path, tokenizers, text_encoder_3)
         parse_config(ModelConfig, files.transformer.config, files.transformer.where).check_mesh(parallel)
         target.activate()
@@ -101,8 +104,13 @@ class SD3Pipeline:
         with watchdog.told_of_errors():
             pipe = cls.load(files, target, mesh, parallel)
             mesh.meet("loaded")
-        pipe.watchdog = watchdog
+        pipe.graphs, pipe.watchdog = graphs, watchdog
         return pipe
+
+    @property
+    def engine(self) -> str:
+        """Returns "graph" or "eager": what runs the denoising steps."""
+        return "eager" if self.graphs is None or self.graphs.off else "graph"
 
     @classmethod
     def load(cls, files: weights.ModelFiles, target: Device, mesh: Mesh, parallel: ParallelConfig) -> SD3Pipeline:
@@ -228,7 +236,8 @@ class SD3Pipeline:
         with timed(seconds, "denoise"):
             plan = self._plan(request, inputs)
             begin = self._begin(request, start, self._latent_shape(request, inputs), plan)
-            denoiser = Denoiser(self.transformer, rows, text, plan, (begin.shape[2], begin.shape[3]))
+            size = (begin.shape[2], begin.shape[3])
+            denoiser = Denoiser(self.transformer, rows, text, plan, size, self.graphs)
             with self._ticks(plan, progress) as ticks:
                 latents = denoiser.run(begin, request.guidance_scale, ticks, self._on_step(callback))
         with timed(seconds, "decode"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 
 import paddle
 import pytest
@@ -91,3 +93,19 @@ def test_a_recording_that_fails_ends_and_says_why(gpu: Device) -> None:
         CapturedGraph(gpu, function)
     assert Recorder.log == ["capture_begin", "capture_end"]
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_graphs_go_at_the_end_of_the_process(gpu: Device, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    """Unless the device does not end its work: then they are left, since giving their memory back would wait for it."""
+    graphs = device._Graphs()
+    monkeypatch.setattr(device, "_graphs", graphs)
+    monkeypatch.setattr(device.atexit, "register", lambda function: None)
+    graph = CapturedGraph(gpu, lambda: 1)
+    before, stop = sys.getrefcount(graph), threading.Event()
+    monkeypatch.setattr(device, "synchronize", lambda: None if ends else stop.wait())
+    monkeypatch.setattr(device, "_EXIT_WAIT_S", 0.05 if not ends else 5.0)
+    graphs._at_exit()
+    stop.set()
+    assert Recorder.log[-1] == ("reset" if ends else "capture_end")
+    assert sys.getrefcount(graph) == before + (0 if ends else 1)

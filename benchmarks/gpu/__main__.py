@@ -65,7 +65,8 @@ def ours(folder: Path, sizes: dict[str, int], options: argparse.Namespace) -> li
                 "--log_dir", str(folder / "log"), "--log_level", "WARNING"]  # fmt: skip
     flags = [word for axis, size in sizes.items() for word in (f"--{axis}_size", str(size))]
     script = str(ROOT / "benchmarks" / "gpu" / "ours.py")
-    return [sys.executable, *(launcher if world > 1 else []), script, str(folder), *flags, *timing(options)]
+    return [sys.executable, *(launcher if world > 1 else []), script, str(folder), *flags, *timing(options),
+            "--engines", *options.engines]  # fmt: skip
 
 
 def timing(options: argparse.Namespace) -> list[str]:
@@ -118,6 +119,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--models", nargs="*", choices=TRANSFORMERS, default=["sd3-medium"])
     parser.add_argument("--meshes", nargs="*", type=mesh, default=[{}], help="one, dp2, mp2, dp2,sp4 ...")
+    parser.add_argument("--engines", nargs="*", choices=("eager", "graph"), default=["eager", "graph"])
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 512], help="pictures to time, in pixels")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--repeats", type=int, default=10)

@@ -12,7 +12,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from benchmarks.gpu import controls  # noqa: E402
 from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TIMESTEP  # noqa: E402
 from sd3par import SD3Pipeline, device, kernels  # noqa: E402
 from sd3par.config import GenerationRequest, ParallelConfig  # noqa: E402
+from sd3par.graph import StepGraphs  # noqa: E402
 from sd3par.inputs import Inputs, PromptEmbeds  # noqa: E402
 
 WARM_UPS = 3
@@ -77,8 +77,8 @@ def embeds(pipe: SD3Pipeline, seed: int) -> PromptEmbeds:
     return PromptEmbeds(normal(*tokens), normal(*pooled), normal(*tokens), normal(*pooled))
 
 
-def seconds(pipe: SD3Pipeline, px: int, steps: int, decode: bool, seed: int) -> float:
-    """Returns the seconds of one loop, or of one image, on the slowest rank."""
+def seconds(pipe: SD3Pipeline, px: int, steps: int, seed: int) -> tuple[float, float]:
+    """Returns the seconds to the latents and to the image of one call, each the slowest rank's."""
     request = GenerationRequest(
         None, height=px, width=px, num_inference_steps=steps, guidance_scale=GUIDANCE, seed=seed
     )
@@ -87,11 +87,12 @@ def seconds(pipe: SD3Pipeline, px: int, steps: int, decode: bool, seed: int) -> 
     pipe.mesh.barrier()
     start = time.perf_counter()
     latents = pipe.generate(request, inputs, "latent", progress=False).images
-    if decode:
-        with paddle.no_grad():
-            pipe.vae.decode(latents)
     device.synchronize()
-    return largest(pipe, time.perf_counter() - start)
+    loop = time.perf_counter() - start
+    with paddle.no_grad():
+        pipe.vae.decode(latents)
+    device.synchronize()
+    return largest(pipe, loop), largest(pipe, time.perf_counter() - start)
 
 
 def largest(pipe: SD3Pipeline, value: float) -> float:
@@ -99,23 +100,26 @@ def largest(pipe: SD3Pipeline, value: float) -> float:
     return float(pipe.mesh.all_gather(pipe.mesh.world, paddle.to_tensor([value], dtype="float32")).max().item())
 
 
-def times(once: Callable[[int], float], repeats: int) -> list[float]:
-    """Returns the seconds of `repeats` calls after the warm-ups."""
-    return [once(seed) for seed in range(WARM_UPS + repeats)][WARM_UPS:]
-
-
 def measure(pipe: SD3Pipeline, px: int, steps: int, repeats: int) -> dict[str, Any]:
     """Returns one row: loop, image, memory."""
     card = device.Device(device.current(), pipe.transformer.dtype)
     card.reset_peak_memory()
-    loop = times(lambda seed: seconds(pipe, px, steps, False, seed), repeats)
-    image = times(lambda seed: seconds(pipe, px, steps, True, seed), repeats)
+    taken = [seconds(pipe, px, steps, seed) for seed in range(WARM_UPS + repeats)][WARM_UPS:]
+    loop = sorted(first for first, _ in taken)
     return {
-        "height": px, "width": px, "loop_s": statistics.median(loop), "image_s": statistics.median(image),
-        "step_ms": 1e3 * statistics.median(loop) / steps, "repeats": repeats,
-        "spread": sorted(loop)[int(0.9 * (repeats - 1))] / statistics.median(loop) - 1,
+        "engine": pipe.engine, "height": px, "width": px, "loop_s": statistics.median(loop),
+        "image_s": statistics.median(second for _, second in taken), "step_ms": 1e3 * statistics.median(loop) / steps,
+        "repeats": repeats, "spread": loop[int(0.9 * (repeats - 1))] / statistics.median(loop) - 1,
         "peak_gib": largest(pipe, card.peak_memory().allocated / 2**30),
     }  # fmt: skip
+
+
+def use(pipe: SD3Pipeline, engine: str) -> None:
+    """Switches the engine of a loaded pipeline."""
+    if pipe.graphs is not None:
+        pipe.graphs.clear()
+    card = device.Device(device.current(), pipe.transformer.dtype)
+    pipe.graphs = StepGraphs.choose(engine, card, pipe.mesh.world.size)
 
 
 def main() -> None:
@@ -128,18 +132,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--engines", nargs="*", default=["eager"], help="eager, graph, or both")
     options = parser.parse_args()
     parallel = ParallelConfig(dp=options.dp_size, mp=options.mp_size, sp=options.sp_size)
     begin = time.perf_counter()
-    pipe = SD3Pipeline.from_pretrained(options.folder, options.dtype, parallel)
+    pipe = SD3Pipeline.from_pretrained(options.folder, options.dtype, parallel, "eager")
     device.synchronize()
     row = {"who": "sd3par", "dp": parallel.dp, "mp": parallel.mp, "sp": parallel.sp, "world": parallel.world,
-           "engine": pipe.engine, "dtype": pipe.transformer.dtype}  # fmt: skip
+           "dtype": pipe.transformer.dtype}  # fmt: skip
     load_s = time.perf_counter() - begin
     with np.load(options.folder / "reference.npz") as reference:
-        say(pipe, {"bench": "parity", **row, **parity(pipe, reference), "load_s": load_s})
-    for px in options.sizes:
-        say(pipe, {"bench": "loop", **row, **measure(pipe, px, options.steps, options.repeats)})
+        say(pipe, {"bench": "parity", **row, "engine": "eager", **parity(pipe, reference), "load_s": load_s})
+    for engine in options.engines:
+        use(pipe, engine)
+        for px in options.sizes:
+            say(pipe, {"bench": "loop", **row, **measure(pipe, px, options.steps, options.repeats)})
 
 
 def say(pipe: SD3Pipeline, row: dict[str, Any]) -> None:

@@ -1,0 +1,155 @@
+"""One denoising step as a CUDA graph: recorded once for a shape, replayed at every step of every request of that shape.
+
+Collectives are recorded with it. Each rank records when the others do, since all get the same requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+
+import paddle
+from paddle import Tensor
+
+from sd3par.config import require
+from sd3par.device import CapturedGraph, Device
+from sd3par.errors import shorten
+from sd3par.mmdit import Conditions
+
+# (tokens [B', ti, W] fp32, conditions of one step, guidance scale [] fp32, delta [] fp32) -> tokens after the step.
+Step = Callable[[Tensor, Conditions, Tensor, Tensor], Tensor]
+MOST_GRAPHS = 4  # held by a pipeline; each takes as much memory as a step does
+
+log = logging.getLogger(__name__)
+
+
+def why_not(device: Device) -> str:
+    """Returns why no step can be recorded on a device, "" where it can."""
+    if device.kind == "cpu":
+        return "the CPU has no CUDA graphs"
+    strategy = paddle.get_flags("FLAGS_allocator_strategy")["FLAGS_allocator_strategy"]
+    if strategy != "auto_growth":
+        return f"FLAGS_allocator_strategy={strategy}: only auto_growth gives a graph memory of its own"
+    return ""
+
+
+class StepGraph:
+    """A recorded step with memory of its own for what it reads; each request of its shape is copied in.
+
+    Args:
+        device: the current device.
+        step: what to record.
+        tokens, conditions: of a request; what they hold is used to warm up.
+    """
+
+    def __init__(self, device: Device, step: Step, tokens: Tensor, conditions: Conditions) -> None:
+        self.tokens = tokens = tokens.clone()
+        self._conditions = conditions = conditions._replace(
+            context=conditions.context.clone(),
+            positions=conditions.positions.clone(),
+            modulations=conditions.modulations[:1].clone(),
+        )
+        self._scale, self._delta = scale, delta = paddle.zeros([]), paddle.zeros([])
+        # Of local names: a graph that held this object would wait for the garbage collector.
+        self._graph = CapturedGraph(device, lambda: _copy(step(tokens, conditions, scale, delta), tokens))
+
+    def begin(self, conditions: Conditions, guidance_scale: Tensor) -> None:
+        """Takes over what is constant over the steps of a request; guidance_scale: [] fp32."""
+        _copy(conditions.context, self._conditions.context)
+        _copy(conditions.positions, self._conditions.positions)
+        _copy(guidance_scale, self._scale)
+
+    def step(self, tokens: Tensor, modulations: Tensor, delta: Tensor) -> Tensor:
+        """tokens: [B', ti, W], modulations: [1, R, k, D], delta: [] -> the tokens after the step, in `self.tokens`."""
+        if tokens is not self.tokens:
+            _copy(tokens, self.tokens)
+        _copy(modulations, self._conditions.modulations)
+        _copy(delta, self._delta)
+        self._graph()
+        return self.tokens
+
+    def reset(self) -> None:
+        """Waits for the device and gives the memory of the recording back."""
+        self._graph.reset()
+
+
+class StepGraphs:
+    """The recorded steps of a pipeline by shape; of too many, the one that was not used for longest goes.
+
+    Weights are read from where they were when the step was recorded: `clear` after giving them other memory.
+
+    Args:
+        device: the current device.
+        must: whether a step that cannot be recorded is an error, or the operators are run one by one.
+        most: how many are kept.
+    """
+
+    def __init__(self, device: Device, must: bool, most: int = MOST_GRAPHS) -> None:
+        self.device, self.must, self.most = device, must, most
+        self.off = ""  # why no step is recorded any more
+        self._graphs: dict[Hashable, StepGraph] = {}  # the one used last comes last
+
+    @classmethod
+    def choose(cls, engine: str, device: Device, world: int) -> StepGraphs | None:
+        """Returns what an engine of `pipeline.ENGINES` has on a device, None for eager.
+
+        In a mesh a failure to record is always an error: the other ranks, which recorded, would wait for this one.
+
+        Raises:
+            ConfigError: "graph" where no graph is possible.
+        """
+        reason = why_not(device)
+        require(engine != "graph" or not reason, "engine", engine, f"auto or eager: {reason}")
+        return None if engine == "eager" or reason else cls(device, must=engine == "graph" or world > 1)
+
+    @contextmanager
+    def lend(self, shape: Hashable, step: Step, tokens: Tensor, conditions: Conditions) -> Iterator[StepGraph | None]:
+        """Yields the graph of a shape, to no one else meanwhile (as a request that a callback makes), or None."""
+        graph = self._graphs.pop(shape, None) or self._record(step, tokens, conditions)
+        try:
+            yield graph
+        finally:
+            if graph is not None:
+                self._keep(shape, graph)
+
+    def clear(self) -> None:
+        """Gives all memory back."""
+        while self._graphs:
+            self._drop_oldest()
+
+    def _record(self, step: Step, tokens: Tensor, conditions: Conditions) -> StepGraph | None:
+        """Makes room first: a graph's memory is free only after its end."""
+        if self.off:
+            return None
+        while len(self._graphs) >= self.most:
+            self._drop_oldest()
+        try:
+            return StepGraph(self.device, step, tokens, conditions)
+        except Exception as error:
+            if self.must:
+                log.error("the denoising step could not be recorded as a CUDA graph; engine eager does without")
+                raise
+            self.off = shorten(f"{type(error).__name__}: {error}", 300)
+            log.warning("no CUDA graphs, which is slow: the denoising step could not be recorded: %s", self.off)
+            return None
+
+    def _keep(self, shape: Hashable, graph: StepGraph) -> None:
+        """Puts a graph behind the others; another of its shape, recorded meanwhile, goes."""
+        other = self._graphs.pop(shape, None)
+        if other is not None:
+            other.reset()
+        self._graphs[shape] = graph
+        while len(self._graphs) > self.most:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        self._graphs.pop(next(iter(self._graphs))).reset()
+
+
+def _copy(value: Tensor, into: Tensor) -> None:
+    """Writes `value` into the memory of `into`, which a graph reads: nothing may give it another."""
+    address = into.data_ptr()
+    paddle.assign(value, into)
+    if into.data_ptr() != address:
+        raise RuntimeError(f"a tensor of shape {list(into.shape)} that a CUDA graph reads was given other memory")

@@ -1,0 +1,66 @@
+"""CUDA graphs on the dry device, which refuses waits and copies to or from the host while one is recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.nvgpu.test_dry import output, python
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first of them builds
+
+MEMORY = """
+import paddle
+from sd3par.device import CapturedGraph, Device
+
+device = Device("nvgpu:0", "bfloat16")
+device.activate()
+lengths, pieces, x = [1, 1000, 1 << 12, 1 << 16], [], paddle.ones([1 << 16])
+
+def work():
+    made = []
+    for length in 3 * lengths:
+        one = paddle.exp(x[:length] * 2)
+        pieces.append((one.data_ptr(), 4 * length))
+        made.append(one.sum())
+    return made[0]
+
+before = paddle.device.memory_reserved("nvgpu:0")
+graph = CapturedGraph(device, work, warmups=0)
+tensors = [paddle.empty([length]) for length in 100 * lengths]
+taken = [(one.data_ptr(), 4 * one.size) for one in tensors]
+print(sum(a < b + m and b < a + n for a, n in pieces for b, m in taken))
+held = paddle.device.memory_reserved("nvgpu:0")
+graph.reset()
+print(held > paddle.device.memory_reserved("nvgpu:0"))
+"""
+
+PIPELINE = """
+import paddle
+from sd3par import SD3Pipeline
+
+pipe = SD3Pipeline.from_pretrained("tiny", engine="graph")
+allocated, reserved = [], []
+for turn in range(3):
+    for height, width, scale in ((64, 64, 7), (64, 80, 7), (80, 64, 7), (64, 80, 0), (96, 96, 7), (32, 64, 7)):
+        pipe(prompt="a", height=height, width=width, guidance_scale=scale, num_inference_steps=3, progress=False)
+    allocated.append(paddle.device.memory_allocated("nvgpu:0"))
+    reserved.append(paddle.device.memory_reserved("nvgpu:0"))
+print(pipe.engine, len(pipe.graphs._graphs), allocated[0] == allocated[2], reserved[2] < 1.5 * reserved[0])
+pipe.graphs.clear()
+print(paddle.device.memory_reserved("nvgpu:0") < reserved[2])
+pipe(prompt="a", height=64, width=64, num_inference_steps=3, progress=False)  # its graph is there when Python ends
+"""
+
+
+def test_a_graph_has_memory_of_its_own(dry_plugin: Path) -> None:
+    """No tensor made later lies where one lay that the recording made and dropped; Paddle must not change this."""
+    assert output(dry_plugin, MEMORY).splitlines() == ["0", "True"]
+
+
+def test_steps_are_recorded_and_graphs_bounded(dry_plugin: Path) -> None:
+    """Within, any wait or copy to or from the host is an error; the process ends well with a graph alive."""
+    done = python(dry_plugin, ["-c", PIPELINE])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["graph 4 True True", "True"]
