@@ -23,7 +23,6 @@ from benchmarks.record import Run
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("ops", "kernels", "picture", "models")
 AXES = ("dp", "mp", "sp")
-TIME_LIMIT_S = 1500  # of one process
 
 
 def mesh(text: str) -> dict[str, int]:
@@ -42,18 +41,36 @@ def gpus() -> tuple[int, str]:
     return len(names), names[0]
 
 
-def read(command: list[str]) -> tuple[list[dict[str, Any]], bool]:
-    """Runs a part; returns its JSON lines and whether it ended well. Everything else it says goes to the terminal."""
+def read(command: list[str], limit_s: float) -> tuple[list[dict[str, Any]], bool]:
+    """Runs a part; returns its JSON lines and whether it ended well. Everything else it says goes to the terminal.
+
+    One that takes longer than `limit_s` is ended, and its rows up to then count.
+    """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     print("$", " ".join(command[1:]), flush=True)
-    done = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=TIME_LIMIT_S)
+    with subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            output, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            print(f"took longer than {limit_s:g} s: ended", flush=True)
+            process.terminate()  # Paddle's launcher ends its processes with it
+            output = finish(process)
     rows = []
-    for line in done.stdout.splitlines():
+    for line in output.splitlines():
         if line.startswith("{"):
             rows.append(json.loads(line))
         elif line.strip():
             print(line, flush=True)
-    return rows, done.returncode == 0
+    return rows, process.returncode == 0
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Returns what an ending process has written."""
+    try:
+        return process.communicate(timeout=30)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0]
 
 
 def ours(folder: Path, sizes: dict[str, int], options: argparse.Namespace) -> list[str]:
@@ -81,11 +98,11 @@ def models(options: argparse.Namespace, run: Run) -> bool:
         with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
             common = {"model": model, "text_tokens": TEXT_TOKENS, "steps": options.steps, "images": 1, "guidance": 7.0}
             peer = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu.peer", model, scratch, *timing(options)]
-            rows, ended = read(peer)
+            rows, ended = read(peer, options.limit)
             write(run, rows, common | {"dtype": "bfloat16", "engine": "eager", "world": 1})
             right &= ended
             for sizes in options.meshes if ended else []:
-                found, ended = read(ours(Path(scratch), sizes, options))
+                found, ended = read(ours(Path(scratch), sizes, options), options.limit)
                 right &= ended and all(judge(row, rows[0]) for row in found if row["bench"] == "parity")
                 write(run, found, common)
     return right
@@ -123,6 +140,7 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 512], help="pictures to time, in pixels")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one process (default: %(default)g)")
     parser.add_argument("--scratch", help="folder for the weights (4 to 16 GB)")
     parser.add_argument("--results", type=Path, help="folder for the JSON lines (default: benchmarks/results/<gpu>)")
     parser.add_argument("--commit", help="what to write as the commit, where this is no git checkout")
@@ -134,7 +152,7 @@ def main() -> int:
         if part == "models":
             right &= models(options, run)
         else:
-            rows, ended = read([sys.executable, "-W", "ignore", "-m", f"benchmarks.gpu.{part}"])
+            rows, ended = read([sys.executable, "-W", "ignore", "-m", f"benchmarks.gpu.{part}"], options.limit)
             write(run, rows, {})
             right &= ended
     print("all right" if right else "NOT ALL RIGHT: see above")
