@@ -39,3 +39,14 @@ def test_every_collective(kind: str, world: int) -> None:
         pytest.skip(f"this machine has no {world} {kind} devices")
     for printed in ranks.run(world, "tests.collectives_worker", kind):
         assert "RIGHT" in printed
+
+
+@pytest.mark.slow
+def test_meshes_of_eight_equal_diffusers() -> None:
+    """Those that SD3 has on 8 cards: dp 2 x sp 4, mp 8, sp 8 and all three axes."""
+    for printed in ranks.run(8, "tests.eight_worker", timeout_s=200):
+        results = [json.loads(line[7:]) for line in printed.splitlines() if line.startswith("RESULT")]
+        assert len(results) == 4
+        for result in results:
+            wrong = {name: error for name, error in result["errors"].items() if not error < tolerances.MODULE}
+            assert result["errors"] and not wrong, result["mesh"]
