@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from sd3par.errors import Cancelled, CheckpointError, ConfigError, RankFailure, Sd3parError, shorten
+from sd3par.launch.environment import USELESS_WARNINGS
 
 DONE, INTERNAL, REFUSED, RANK_FAILURE, INTERRUPTED, TERMINATED = 0, 1, 2, 75, 130, 143
 # Paddle's launcher sends SIGTERM to all because one rank is lost; the watchdog says which one within that time.
@@ -81,7 +82,8 @@ _LAUNCHER = {"PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "1"}
 
 def run(command: Callable[[], int], place: Place, debug: bool = False) -> int:
     """Returns the exit code of `command`; an error becomes one line."""
-    warnings.filterwarnings("ignore", "No ccache found")  # Paddle, at import
+    for message in USELESS_WARNINGS:
+        warnings.filterwarnings("ignore", message)
     try:
         return command()
     except SystemExit as error:  # --help

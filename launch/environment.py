@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Warnings of Paddle's that concern nobody here: at import, and where a plug-in has no GPU.
+USELESS_WARNINGS = ("No ccache found", "You are using CUSTOM_DEVICE version Paddle")
+
 
 def cores() -> int:
     """Returns how many CPU cores this process may use."""

@@ -20,7 +20,7 @@ from sd3par import device
 from sd3par.config import require
 from sd3par.launch import endings
 from sd3par.launch.endings import Place
-from sd3par.launch.environment import cores, cpu_environment
+from sd3par.launch.environment import USELESS_WARNINGS, cores, cpu_environment
 from sd3par.launch.flags import render_parser
 from sd3par.launch.job import Job
 
@@ -109,7 +109,8 @@ def worker_environment(world: int, kind: str) -> dict[str, str]:
         if device.count("nvgpu"):  # but with a plug-in it hides them from the launcher, which has no word for "none"
             environment["CUDA_VISIBLE_DEVICES"] = ""
         environment.update(cpu_environment(world))
-    environment["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:No ccache found"]))
+    ignored = [f"ignore:{message}" for message in USELESS_WARNINGS]
+    environment["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), *ignored]))
     return environment
 
 

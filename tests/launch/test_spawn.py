@@ -25,7 +25,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert on_cpu["MKL_NUM_THREADS"] == "4"
     assert spawn.worker_environment(64, "cpu")["MKL_NUM_THREADS"] == "1"
     assert (on_gpu["CUDA_VISIBLE_DEVICES"], on_gpu["OMP_NUM_THREADS"]) == ("", "64")
-    assert on_cpu["PYTHONWARNINGS"] == "error,ignore:No ccache found"
+    assert on_cpu["PYTHONWARNINGS"].startswith("error,ignore:No ccache found,ignore:You are using CUSTOM")
 
 
 def test_command(tmp_path: Path) -> None:
