@@ -9,6 +9,7 @@ import paddle
 from paddle import Tensor
 
 from sd3par import kernels, mmdit
+from sd3par.plan import Tokens
 
 PADDING = 1e4  # keys and values that must not count
 
@@ -33,7 +34,7 @@ def one_head_zeroed(attention: Callable[[Tensor], Tensor]) -> Callable[[Tensor],
 def attending_by(attention: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within it the model attends by another function."""
     right = kernels.attention
-    kernels.attention = attention
+    setattr(kernels, "attention", attention)  # noqa: B010  # a plain assignment is an error to the type checker
     try:
         yield
     finally:
@@ -45,7 +46,7 @@ def loud_padding() -> Iterator[None]:
     """Within it the tokens that fill up an sp rank's share are 1e4 and not 0."""
     right = mmdit.shard
 
-    def shard(x: Tensor, tokens: mmdit.Tokens) -> Tensor:
+    def shard(x: Tensor, tokens: Tokens) -> Tensor:
         padded = right(x, tokens)
         return padded if tokens.padding == 0 else paddle.concat(
             [padded[:, : -tokens.padding], paddle.full_like(padded[:, -tokens.padding :], PADDING)], axis=1

@@ -98,7 +98,8 @@ def reference(
     transformer.to(torch.bfloat16), decoder.to(torch.bfloat16)
     errors = {"noise_error": relative(noise, wanted_noise), "image_error": relative(image, wanted_image)}
     arrays = {name: tensor.numpy() for name, tensor in given.items()}
-    np.savez(folder / "reference.npz", noise=wanted_noise, image=wanted_image, **arrays, **errors)
+    arrays |= {name: np.float64(error) for name, error in errors.items()}
+    np.savez(folder / "reference.npz", noise=wanted_noise, image=wanted_image, **arrays)
     return errors
 
 
