@@ -97,9 +97,10 @@ def models(options: argparse.Namespace, run: Run) -> bool:
     for model in options.models:
         with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
             common = {"model": model, "text_tokens": TEXT_TOKENS, "steps": options.steps, "images": 1, "guidance": 7.0}
-            peer = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu.peer", model, scratch, *timing(options)]
+            peer = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu.peer", model, scratch, *timing(options),
+                    "--engines", *options.peers]  # fmt: skip
             rows, ended = read(peer, options.limit)
-            write(run, rows, common | {"dtype": "bfloat16", "engine": "eager", "world": 1})
+            write(run, rows, common | {"dtype": "bfloat16", "world": 1})
             right &= ended
             for sizes in options.meshes if ended else []:
                 found, ended = read(ours(Path(scratch), sizes, options), options.limit)
@@ -137,6 +138,9 @@ def main() -> int:
     parser.add_argument("--models", nargs="*", choices=TRANSFORMERS, default=["sd3-medium"])
     parser.add_argument("--meshes", nargs="*", type=mesh, default=[{}], help="one, dp2, mp2, dp2,sp4 ...")
     parser.add_argument("--engines", nargs="*", choices=("eager", "graph"), default=["eager", "graph"])
+    parser.add_argument(
+        "--peers", nargs="*", default=["eager"], help="diffusers: eager, default, reduce-overhead, max-autotune"
+    )
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 512], help="pictures to time, in pixels")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--repeats", type=int, default=10)

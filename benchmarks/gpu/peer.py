@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +19,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TIMESTEP, TRANSFORMERS, vae
+sys.modules["kernels"] = None  # type: ignore[assignment]  # diffusers looks for PyPI's package and would find ours
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+
+from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TIMESTEP, TRANSFORMERS, vae  # noqa: E402
 
 _QUERY_KEY = ("to_q.", "to_k.", "add_q_proj.", "add_k_proj.")
 _QUERY_KEY_NORM = ("norm_q.", "norm_k.", "norm_added_q.", "norm_added_k.")
 WARM_UPS = 3
+ENGINES = ("eager", "default", "reduce-overhead", "max-autotune")
 
 
 def sharpen(transformer: SD3Transformer2DModel) -> None:
@@ -115,6 +119,14 @@ def pipeline(model: str, transformer: SD3Transformer2DModel, decoder: Autoencode
     return pipe
 
 
+def compiled(transformer: SD3Transformer2DModel, engine: str) -> Any:
+    """Returns the transformer as torch.compile makes it in a mode, or as it is for "eager"."""
+    if engine == "eager":
+        return transformer
+    torch.compiler.reset()
+    return torch.compile(transformer, mode=None if engine == "default" else engine, fullgraph=True)
+
+
 def seconds(
     pipe: StableDiffusion3Pipeline, config: dict[str, Any], px: int, steps: int, output: str, seed: int
 ) -> float:
@@ -167,17 +179,23 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 512], help="pictures to time, in pixels")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument(
+        "--engines", nargs="*", choices=ENGINES, default=["eager"], help="eager, or torch.compile's modes"
+    )
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the reference is true fp32
     transformer, decoder = make(options.model, options.folder, device)
     given = inputs(TRANSFORMERS[options.model], TRANSFORMERS[options.model]["sample_size"])
     errors = reference(transformer, decoder, given, options.folder)
-    print(json.dumps({"bench": "parity", "who": "diffusers", **errors}), flush=True)
+    print(json.dumps({"bench": "parity", "who": "diffusers", "engine": "eager", **errors}), flush=True)
     pipe = pipeline(options.model, transformer, decoder)
-    for px in options.sizes:
-        print(json.dumps({"bench": "loop", "who": "diffusers", **measure(pipe, options.model, px, options.steps,
-                                                                          options.repeats)}), flush=True)  # fmt: skip
+    for engine in options.engines:
+        pipe.transformer = compiled(transformer, engine)
+        who = "diffusers" if engine == "eager" else "diffusers-compile"
+        for px in options.sizes:
+            row = measure(pipe, options.model, px, options.steps, options.repeats)
+            print(json.dumps({"bench": "loop", "who": who, "engine": engine, **row}), flush=True)
 
 
 if __name__ == "__main__":
