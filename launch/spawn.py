@@ -47,14 +47,8 @@ def spawn(job: Job) -> int:
 
 
 def device_count(kind: str) -> int:
-    """Returns how many devices of a kind Paddle finds here; for the CPU, its cores."""
-    import paddle
-
-    if kind == "gpu":
-        return paddle.device.cuda.device_count()
-    if kind == "cpu":
-        return cores()
-    return sum(name.split(":")[0] == kind for name in paddle.device.get_available_custom_device())
+    """Returns how many processes of a kind have a device of their own here; for the CPU, its cores."""
+    return cores() if kind == "cpu" else device.count(kind)
 
 
 def choose_devices(kind: str, count: int, world: int, wanted: tuple[int, ...] | None) -> tuple[int, ...] | None:

@@ -12,7 +12,7 @@ import functools
 import weakref
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_void_p
 
-_MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # CUdevice_attribute of cuda.h
+_MAJOR, _MINOR = 75, 76  # CUdevice_attribute of cuda.h
 
 
 @functools.cache
@@ -58,11 +58,6 @@ def _attribute(index: int, which: int) -> int:
 def capability(index: int) -> tuple[int, int]:
     """Returns the compute capability of a device, as (9, 0)."""
     return _attribute(index, _MAJOR), _attribute(index, _MINOR)
-
-
-def multiprocessors(index: int) -> int:
-    """Returns how many streaming multiprocessors a device has."""
-    return _attribute(index, _MULTIPROCESSORS)
 
 
 def name(index: int) -> str:

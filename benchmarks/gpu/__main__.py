@@ -22,7 +22,6 @@ from benchmarks.record import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("ops", "kernels", "picture", "models")
-AXES = ("dp", "mp", "sp")
 
 
 def mesh(text: str) -> dict[str, int]:

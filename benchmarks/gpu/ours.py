@@ -23,18 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:1] = [str(ROOT)]  # the launcher starts this file as a script
 
 from benchmarks.gpu import controls  # noqa: E402
-from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TIMESTEP  # noqa: E402
+from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TIMESTEP, WARM_UPS, relative  # noqa: E402
 from sd3par import SD3Pipeline, device, kernels  # noqa: E402
 from sd3par.config import GenerationRequest, ParallelConfig  # noqa: E402
 from sd3par.graph import StepGraphs  # noqa: E402
 from sd3par.inputs import Inputs, PromptEmbeds  # noqa: E402
-
-WARM_UPS = 3
-
-
-def relative(got: np.ndarray, want: np.ndarray) -> float:
-    """Returns |got - want| / |want| in the 2-norm."""
-    return float(np.linalg.norm((got - want).astype(np.float64)) / np.linalg.norm(want.astype(np.float64)))
 
 
 @paddle.no_grad()

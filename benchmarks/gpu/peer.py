@@ -24,11 +24,10 @@ sys.modules["kernels"] = None  # type: ignore[assignment]  # diffusers looks for
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
-from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TIMESTEP, TRANSFORMERS, vae  # noqa: E402
+from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TIMESTEP, TRANSFORMERS, WARM_UPS, relative, vae  # noqa: E402
 
 _QUERY_KEY = ("to_q.", "to_k.", "add_q_proj.", "add_k_proj.")
 _QUERY_KEY_NORM = ("norm_q.", "norm_k.", "norm_added_q.", "norm_added_k.")
-WARM_UPS = 3
 ENGINES = ("eager", "default", "reduce-overhead", "max-autotune")
 
 
@@ -86,11 +85,6 @@ def predictions(
     z = z.float() / decoder.config.scaling_factor + decoder.config.shift_factor
     image = decoder.decode(z.to(like), return_dict=False)[0]
     return noise.float().cpu().numpy(), image.float().cpu().numpy()
-
-
-def relative(got: np.ndarray, want: np.ndarray) -> float:
-    """Returns |got - want| / |want| in the 2-norm."""
-    return float(np.linalg.norm((got - want).astype(np.float64)) / np.linalg.norm(want.astype(np.float64)))
 
 
 def reference(

@@ -1,8 +1,10 @@
-"""Shapes of the models that are measured, and of the inputs that both sides get."""
+"""What both sides share: shapes of the models and of their inputs, how an error is taken, how many calls warm up."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 _SD3 = dict(
     sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=24, attention_head_dim=64,
@@ -24,8 +26,14 @@ _VAE = dict(
     sample_size=1024, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False,
 )  # fmt: skip
 TEXT_TOKENS, TIMESTEP, GUIDANCE = 333, 700.0, 7.0
+WARM_UPS = 3  # calls that do not count
 
 
 def vae(model: str) -> dict[str, Any]:
     """Returns the arguments of diffusers' AutoencoderKL."""
     return _VAE | dict(block_out_channels=(32, 32, 32, 32), sample_size=128) if model == "micro" else _VAE
+
+
+def relative(got: np.ndarray, want: np.ndarray) -> float:
+    """Returns |got - want| / |want| in the 2-norm."""
+    return float(np.linalg.norm((got - want).astype(np.float64)) / np.linalg.norm(want.astype(np.float64)))

@@ -70,7 +70,6 @@ void MaskedFillKernel(const Context& ctx, const DenseTensor& x, const DenseTenso
   PD_REGISTER_PLUGIN_KERNEL(op, nvgpu, ALL_LAYOUT, Kernel, __VA_ARGS__) { \
     kernel->OutputAt(0).SetDataType(phi::DataType::BOOL);               \
   }
-#define NVGPU_ANY bool, uint8_t, int8_t, int16_t, int, int64_t, nvgpu::fp16, nvgpu::bf16, float, double
 
 #define NVGPU_BINARY(op, Name)                                                                             \
   namespace nvgpu {                                                                                        \

@@ -107,7 +107,6 @@ void AssignValueKernel(const Context& ctx, const std::vector<int>& shape, phi::D
 
 }  // namespace nvgpu
 
-#define NVGPU_ANY bool, uint8_t, int8_t, int16_t, int, int64_t, nvgpu::fp16, nvgpu::bf16, float, double
 #define NVGPU_OWN(op, Name, ...) PD_REGISTER_PLUGIN_KERNEL(op, nvgpu, ALL_LAYOUT, nvgpu::Name##Kernel, __VA_ARGS__)
 
 NVGPU_OWN(contiguous, Contiguous, NVGPU_ANY, phi::dtype::complex<float>, phi::dtype::complex<double>) {}

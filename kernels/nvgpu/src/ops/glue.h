@@ -7,6 +7,9 @@
 #include "paddle/phi/core/dense_tensor.h"
 #include "paddle/phi/core/kernel_registry.h"
 
+// For registrations of what works on any dtype.
+#define NVGPU_ANY bool, uint8_t, int8_t, int16_t, int, int64_t, float, double, nvgpu::fp16, nvgpu::bf16
+
 namespace nvgpu {
 
 using phi::CustomContext;

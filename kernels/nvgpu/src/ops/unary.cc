@@ -115,7 +115,6 @@ void CastKernel(const Context& ctx, const DenseTensor& x, phi::DataType out_dtyp
 
 #define NVGPU_FLOAT_TYPES nvgpu::fp16, nvgpu::bf16, float, double
 #define NVGPU_NUMBER_TYPES int, int64_t, NVGPU_FLOAT_TYPES
-#define NVGPU_ANY bool, uint8_t, int8_t, int16_t, NVGPU_NUMBER_TYPES
 
 #define NVGPU_UNARY(op, Run, Enum, Name, ...)                                                            \
   namespace nvgpu {                                                                                      \

@@ -8,7 +8,6 @@
 #include "paddle/phi/common/scalar.h"
 
 // The dtypes that can be moved.
-#define NVGPU_ANY bool, uint8_t, int8_t, int16_t, int, int64_t, float, double, nvgpu::fp16, nvgpu::bf16
 
 namespace nvgpu {
 
