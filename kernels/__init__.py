@@ -34,11 +34,11 @@ def why_not_triton(kind: str | None = None) -> str:
     return why_not(kind or device.current().split(":")[0])
 
 
-def attention(qkv: Tensor, key_length: int | None = None) -> Tensor:
-    """qkv: [R, S, 3, heads, head_dim] -> [R, S, heads * head_dim]; keys from key_length on do not count."""
-    if takes(qkv) and qkv.shape[-1] <= MAX_HEAD_DIM:
-        return attention_triton(qkv, key_length)
-    return attention_reference(qkv, key_length)
+def attention(segments: list[Tensor]) -> list[Tensor]:
+    """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both."""
+    if takes(segments[0]) and segments[0].shape[-1] <= MAX_HEAD_DIM:
+        return attention_triton(segments)
+    return attention_reference(segments)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import check_last_axis, jit, launch, next_power_of_2, tl
+from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, next_power_of_2, tl
 
 MAX_HEAD_DIM = 256
 _LOG2_E = 1.4426950408889634
@@ -32,14 +32,12 @@ TILES = {16: Tiles(128, 64, 4, 3), 32: Tiles(128, 64, 4, 3), 64: Tiles(64, 64, 4
          256: Tiles(64, 32, 8, 2)}  # fmt: skip
 
 
-def attention_reference(qkv: Tensor, key_length: int | None = None) -> Tensor:
-    """qkv: [R, S, 3, heads, head_dim] -> [R, S, heads * head_dim]; keys from key_length on do not count."""
-    q, k, v = qkv.unbind(2)  # [R, S, heads, head_dim]
-    if key_length is not None:
-        k, v = k[:, :key_length], v[:, :key_length]
-    if qkv.place.is_cpu_place():
-        return F.scaled_dot_product_attention(q, k, v).flatten(2)
-    return _written_out(q, k, v).flatten(2)
+def attention_reference(segments: list[Tensor]) -> list[Tensor]:
+    """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both."""
+    q, k, v = paddle.concat(segments, axis=1).unbind(2)  # [R, S, heads, head_dim]
+    attend = F.scaled_dot_product_attention if q.place.is_cpu_place() else _written_out
+    out, first = attend(q, k, v).flatten(2), segments[0].shape[1]
+    return [out] if len(segments) == 1 else [out[:, :first], out[:, first:]]
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -49,23 +47,37 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return paddle.matmul(F.softmax(scores, axis=-1), v).transpose([0, 2, 1, 3])
 
 
-def attention_triton(qkv: Tensor, key_length: int | None = None, tiles: Tiles | None = None) -> Tensor:
-    """The same in one kernel, in half precision; qkv may have any strides but the last."""
-    require(qkv.ndim == 5 and qkv.shape[2] == 3, "qkv", f"shape {qkv.shape}", "[R, S, 3, heads, head_dim]")
-    rows, tokens, _, heads, head_dim = qkv.shape
-    keys = tokens if key_length is None else key_length
-    require(0 < head_dim <= MAX_HEAD_DIM, "head_dim", head_dim, f"1 to {MAX_HEAD_DIM}")
-    require(0 < keys <= tokens or tokens == 0, "key_length", keys, f"1 to {tokens}, the tokens in qkv")
-    check_last_axis(qkv=qkv)
+def attention_triton(segments: list[Tensor], tiles: Tiles | None = None) -> list[Tensor]:
+    """The same in one kernel, in half precision; segments may have any strides but the last."""
+    rows, heads, head_dim = check_segments(segments)
     width = max(16, next_power_of_2(head_dim))  # tl.dot multiplies no fewer than 16
     tiles = tiles or TILES[width]
-    out = paddle.empty([rows, tokens, heads * head_dim], dtype=qkv.dtype)
+    outs = [paddle.empty([rows, x.shape[1], heads * head_dim], dtype=x.dtype) for x in segments]
+    first, second = segments[0], segments[-1]
+    tokens = first.shape[1], second.shape[1] if len(segments) == 2 else 0
+    blocks = sum(-(-count // tiles.queries) for count in tokens)
     launch(
-        _attention, (-(-tokens // tiles.queries), heads, rows), qkv, out, tokens, keys, *qkv.strides[:4],
-        out.strides[0], out.strides[1], HEAD_DIM=head_dim, WIDTH=width, QUERIES=tiles.queries, KEYS=tiles.keys,
+        _attention, (blocks, heads, rows), first, second, outs[0], outs[-1], *tokens, *first.strides[:4],
+        *second.strides[:4], HEAD_DIM=head_dim, WIDTH=width, QUERIES=tiles.queries, KEYS=tiles.keys,
         SCALE=_LOG2_E * head_dim**-0.5, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-    return out
+    return outs
+
+
+def check_segments(segments: list[Tensor]) -> tuple[int, int, int]:
+    """Refuses what is not one or two [R, Ti, 3, heads, head_dim]; returns R, heads and head_dim."""
+    require(len(segments) in (1, 2), "segments", f"a list of {len(segments)}", "one tensor or two")
+    first = segments[0]
+    require(first.ndim == 5 and first.shape[2] == 3, "segments", f"shape {first.shape}", "[R, Ti, 3, heads, head_dim]")
+    rows, _, _, heads, head_dim = first.shape
+    require(0 < head_dim <= MAX_HEAD_DIM, "head_dim", head_dim, f"1 to {MAX_HEAD_DIM}")
+    check_last_axis(segments=first)
+    if len(segments) == 2:
+        second = segments[1]
+        tokens = second.shape[1] if second.ndim == 5 else 0
+        check_like(first, [rows, tokens, 3, heads, head_dim], segments=second)
+        check_last_axis(segments=second)
+    return rows, heads, head_dim
 
 
 @jit
@@ -110,40 +122,64 @@ def _keys(  # type: ignore[no-untyped-def]
 
 
 @jit
+def _segment(  # type: ignore[no-untyped-def]
+    q, acc, total, top, k_base, v_base, keys, stride,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
+    """Takes all keys of a segment into the sums; what lies in memory behind the last one is not read."""
+    whole = keys // KEYS * KEYS
+    for first in range(0, whole, KEYS):
+        acc, total, top = _keys(
+            q, acc, total, top, k_base, v_base, first, keys, stride, DIM, WIDTH, KEYS, True, SCALE
+        )  # fmt: skip
+        k_base += KEYS * stride
+        v_base += KEYS * stride
+    if whole < keys:
+        acc, total, top = _keys(
+            q, acc, total, top, k_base, v_base, whole, keys, stride, DIM, WIDTH, KEYS, False, SCALE
+        )  # fmt: skip
+    return acc, total, top
+
+
+@jit
 def _attention(  # type: ignore[no-untyped-def]
-    qkv, out, tokens, keys, row_stride, token_stride, part_stride, head_stride, out_row_stride, out_token_stride,
+    first, second, first_out, second_out, first_tokens, second_tokens,
+    first_row_stride, first_token_stride, first_part_stride, first_head_stride,
+    second_row_stride, second_token_stride, second_part_stride, second_head_stride,
     HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     """One program a block of queries, head and row. SCALE: log2(e) / sqrt(head_dim), for exp2.
 
-    Offsets of rows and blocks are 64 bits wide; those within a block fit 32.
+    A block's queries are of one segment, its keys of both. Offsets of rows and blocks are 64 bits wide; those within
+    a block fit 32.
     """
-    begin = tl.program_id(0) * QUERIES
+    block = tl.program_id(0)
     head = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
-    base = qkv + row * row_stride + head.to(tl.int64) * head_stride
-    k_base = base + part_stride
-    v_base = base + 2 * part_stride
-    q_base = base + begin.to(tl.int64) * token_stride
-    q = _tile(q_base, begin, tokens, token_stride, QUERIES, HEAD_DIM, WIDTH, False)
+    first += row * first_row_stride + head.to(tl.int64) * first_head_stride
+    second += row * second_row_stride + head.to(tl.int64) * second_head_stride
+    first_blocks = tl.cdiv(first_tokens, QUERIES)
+    if block < first_blocks:
+        base, out, tokens, stride, begin = first, first_out, first_tokens, first_token_stride, block * QUERIES
+    else:
+        base, out, tokens, stride = second, second_out, second_tokens, second_token_stride
+        begin = (block - first_blocks) * QUERIES
+    q = _tile(base + begin.to(tl.int64) * stride, begin, tokens, stride, QUERIES, HEAD_DIM, WIDTH, False)
     acc = tl.zeros([QUERIES, WIDTH], tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     top = tl.full([QUERIES], -float("inf"), tl.float32)
-
-    whole = keys // KEYS * KEYS
-    for first in range(0, whole, KEYS):
-        acc, total, top = _keys(
-            q, acc, total, top, k_base, v_base, first, keys, token_stride, HEAD_DIM, WIDTH, KEYS, True, SCALE
-        )  # fmt: skip
-        k_base += KEYS * token_stride
-        v_base += KEYS * token_stride
-    if whole < keys:
-        acc, total, top = _keys(
-            q, acc, total, top, k_base, v_base, whole, keys, token_stride, HEAD_DIM, WIDTH, KEYS, False, SCALE
-        )  # fmt: skip
+    acc, total, top = _segment(
+        q, acc, total, top, first + first_part_stride, first + 2 * first_part_stride, first_tokens, first_token_stride,
+        HEAD_DIM, WIDTH, KEYS, SCALE,
+    )  # fmt: skip
+    acc, total, top = _segment(
+        q, acc, total, top, second + second_part_stride, second + 2 * second_part_stride, second_tokens,
+        second_token_stride, HEAD_DIM, WIDTH, KEYS, SCALE,
+    )  # fmt: skip
 
     result = (acc / total[:, None]).to(out.dtype.element_ty)
     token = begin + tl.arange(0, QUERIES)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
-    pointers = out + row * out_row_stride + token.to(tl.int64) * out_token_stride + head * HEAD_DIM + column
+    width = tl.num_programs(1) * HEAD_DIM
+    pointers = out + (row * tokens + token) * width + head * HEAD_DIM + column
     tl.store(pointers, result, mask=(token < tokens) & (column < HEAD_DIM))

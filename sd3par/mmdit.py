@@ -126,9 +126,8 @@ class JointBlock(nn.Layer):
         """x: [R, ti, D], c: [R, tc, D] -> this mp rank's parts of the sums, [R, ti, D] and [R, tc, D]."""
         segments = [self.attn.heads_of_image(x), self.attn.heads_of_context(c)]
         heads = self.exchange.to_heads(segments, list(layout))
-        y = kernels.attention(paddle.concat(heads, axis=1))  # [R, Ti + Tc, inner / sp]
-        split = y.split([layout.image.total, layout.context.total], axis=1)
-        x, c = self.exchange.to_tokens(split, list(layout))
+        mixed = kernels.attention(heads)  # [R, Ti, inner / sp] and [R, Tc, inner / sp]
+        x, c = self.exchange.to_tokens(mixed, list(layout))
         return self.attn.to_out(x), self.attn.context_out(c)
 
     def _attend_dual(
@@ -138,9 +137,8 @@ class JointBlock(nn.Layer):
         tokens = [layout.image, layout.context, layout.image]
         segments = [self.attn.heads_of_image(x), self.attn.heads_of_context(c), attn2.heads_of_image(x2)]
         *joint, alone = self.exchange.to_heads(segments, tokens)
-        y = kernels.attention(paddle.concat(joint, axis=1))
-        split = y.split([layout.image.total, layout.context.total], axis=1)
-        x, c, x2 = self.exchange.to_tokens([*split, kernels.attention(alone)], tokens)
+        mixed = kernels.attention(joint) + kernels.attention([alone])
+        x, c, x2 = self.exchange.to_tokens(mixed, tokens)
         x = gate.unsqueeze(1) * self.attn.to_out(x) + gate2.unsqueeze(1) * attn2.to_out(x2)
         return x, self.attn.context_out(c)
 

@@ -14,24 +14,31 @@ from sd3par.plan import Tokens
 PADDING = 1e4  # keys and values that must not count
 
 
-def uniform_attention(qkv: Tensor) -> Tensor:
-    """qkv: [R, S, 3, heads, head_dim] -> [R, S, heads * head_dim]: every token attends to all alike."""
-    mean = qkv[:, :, 2].astype("float32").mean(1, keepdim=True).astype(qkv.dtype)  # [R, 1, heads, head_dim]
-    return mean.expand([-1, qkv.shape[1], -1, -1]).flatten(2)
+Attend = Callable[[list[Tensor]], list[Tensor]]
 
 
-def one_head_zeroed(attention: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def uniform_attention(segments: list[Tensor]) -> list[Tensor]:
+    """segments: [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each: every token attends to all alike."""
+    values = paddle.concat([qkv[:, :, 2] for qkv in segments], axis=1)  # [R, S, heads, head_dim]
+    mean = values.astype("float32").mean(1, keepdim=True).astype(values.dtype)
+    return [mean.expand([-1, qkv.shape[1], -1, -1]).flatten(2) for qkv in segments]
+
+
+def one_head_zeroed(attention: Attend) -> Attend:
     """Returns the attention without its first head, in every block."""
 
-    def zeroed(qkv: Tensor) -> Tensor:
-        mixed, head_dim = attention(qkv), qkv.shape[-1]
-        return paddle.concat([paddle.zeros_like(mixed[..., :head_dim]), mixed[..., head_dim:]], axis=-1)
+    def zeroed(segments: list[Tensor]) -> list[Tensor]:
+        head_dim = segments[0].shape[-1]
+        return [
+            paddle.concat([paddle.zeros_like(mixed[..., :head_dim]), mixed[..., head_dim:]], axis=-1)
+            for mixed in attention(segments)
+        ]
 
     return zeroed
 
 
 @contextmanager
-def attending_by(attention: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def attending_by(attention: Attend) -> Iterator[None]:
     """Within it the model attends by another function."""
     right = kernels.attention
     setattr(kernels, "attention", attention)  # noqa: B010  # a plain assignment is an error to the type checker

@@ -44,7 +44,9 @@ def stub(capability: int, launches: list[tuple[int, ...]]) -> CudaDriver:
 def call_all() -> None:
     """Calls every wrapper once with what the model gives it, in SD3-medium's shapes but fewer tokens."""
     half = "bfloat16"
-    attention_triton(paddle.zeros([1, 333, 3, 24, 64], dtype=half))
+    image, text = paddle.zeros([1, 77, 3, 24, 64], dtype=half), paddle.zeros([1, 333, 3, 24, 64], dtype=half)
+    attention_triton([image, text])
+    attention_triton([text])
     x = paddle.zeros([2, 37, 1536], dtype=half)
     shift, scale, gate, *_ = paddle.zeros([2, 6, 1536], dtype=half).unbind(1)
     adaln_triton(x, scale, shift)

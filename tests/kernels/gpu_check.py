@@ -30,12 +30,12 @@ from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 
 UNIT = {"bfloat16": 2**-8, "float16": 2**-11, "float32": 2**-18}  # allowed where the reference does not run
 ROOM = 1.05  # times the reference's error, both root mean squares
-MAIN = (2, 4429, 24, 64)  # SD3-medium, 1024x1024, guidance, 333 text tokens
-# rows, tokens, heads, head_dim, keys that count, tokens in memory behind the last (poison)
+MAIN = (2, (4096, 333), 24, 64)  # SD3-medium, 1024x1024, guidance
+# rows, tokens of each segment, heads, head_dim, tokens in memory behind the last of a segment (poison)
 ATTENTION = [
-    (*MAIN, 4429, 0), (2, 1178, 24, 64, 1178, 0), (1, 1, 2, 64, 1, 0), (2, 37, 2, 64, 37, 5), (2, 300, 3, 32, 211, 5),
-    (1, 200, 2, 128, 200, 0), (1, 129, 3, 48, 100, 3), (2, 77, 1, 16, 77, 0), (1, 130, 1, 256, 130, 0),
-    (1, 4429, 38, 64, 4429, 0),
+    (*MAIN, 0), (2, (1024, 154), 24, 64, 0), (1, (1,), 2, 64, 0), (2, (37, 33), 2, 64, 5), (2, (300, 211), 3, 32, 5),
+    (1, (200, 1), 2, 128, 2), (1, (129, 100), 3, 48, 3), (2, (77,), 1, 16, 0), (1, (130, 7), 1, 256, 0),
+    (1, (4429,), 38, 64, 0), (1, (192, 128), 2, 64, 130), (1, (100, 0), 2, 64, 3),
 ]  # fmt: skip
 NORMS = [(2, 4096, 1536), (2, 333, 1536), (2, 4096, 2432), (3, 37, 48), (1, 1, 1536)]
 LINEARS = [((2, 4096, 1536), 6144), ((2, 333, 1536), 6144), ((2, 4096, 6144), 1536), ((3, 37, 50), 136),
@@ -60,11 +60,11 @@ def sweep(device: Device) -> list[Row]:
     """Returns attention's time at the main shape for other ways to cut its work."""
     device.activate()
     rows, tokens, heads, head_dim = MAIN
-    qkv = _on_device(_draw(0, rows, tokens, 3, heads, head_dim), "bfloat16")
-    flops = 4 * rows * heads * tokens**2 * head_dim
+    segments = [_on_device(_draw(count, rows, count, 3, heads, head_dim), "bfloat16") for count in tokens]
+    flops = 4 * rows * heads * sum(tokens) ** 2 * head_dim
     found = []
     for tiles in SWEEP:
-        us = time_us(lambda tiles=tiles: attention_triton(qkv, tiles=tiles))
+        us = time_us(lambda tiles=tiles: attention_triton(segments, tiles))
         found.append(
             {"kernel": "attention", "tiles": list(tiles), "us": round(us, 1), "tflops": round(flops / us / 1e6)}
         )
@@ -94,31 +94,36 @@ def _kernels(dtype: str) -> Iterator[Row]:
         yield _guidance(dtype, guided)
 
 
-def _attention(dtype: str, rows: int, tokens: int, heads: int, head_dim: int, keys: int, behind: int) -> Row:
-    """The fp64 reference is made of some heads only; what lies behind the last token or key is huge or NaN."""
-    values = _draw(tokens, rows, tokens + behind, 3, heads, head_dim) * 1.5
-    values[:, tokens:] = np.nan
-    values[:, keys:tokens, 1:] = 1e4 if dtype == "bfloat16" else np.nan
-    memory = _on_device(values, dtype)
-    qkv = memory[:, :tokens]
-    given = None if keys == tokens else keys
-    some = sorted({0, heads // 2, heads - 1})[: 2 if tokens > 1000 else 3]
-    exact = _host(memory)[-1:, :tokens]  # the values as rounded, of the last row
-    want = np.stack([_softmax_attention(exact[0, :, :, head], keys) for head in some], axis=1)  # [S, some, head_dim]
+def _attention(dtype: str, rows: int, tokens: tuple[int, ...], heads: int, head_dim: int, behind: int) -> Row:
+    """The fp64 reference is made of some heads only; what lies behind the last token of a segment is poison."""
+    poison = 1e4 if dtype == "bfloat16" else np.nan
+    drawn = [_draw(17 * i + count, rows, count + behind, 3, heads, head_dim) * 1.5 for i, count in enumerate(tokens)]
+    for values, count in zip(drawn, tokens, strict=True):
+        values[:, count:] = poison
+    memory = [_on_device(values, dtype) for values in drawn]
+    segments = [full[:, :count] for full, count in zip(memory, tokens, strict=True)]
+    some = sorted({0, heads // 2, heads - 1})[: 2 if sum(tokens) > 1000 else 3]
+    exact = np.concatenate([_host(full)[-1, :count] for full, count in zip(memory, tokens, strict=True)])  # as rounded
+    want = np.stack([_softmax_attention(exact[:, :, head]) for head in some], axis=1)  # [S, some, head_dim]
 
-    def chosen(out: Tensor) -> np.ndarray:
-        return _host(out)[-1].reshape(tokens, heads, head_dim)[:, some]
+    def chosen(out: list[Tensor]) -> np.ndarray:
+        return np.concatenate([_host(x)[-1] for x in out]).reshape(sum(tokens), heads, head_dim)[:, some]
 
-    def reference() -> Tensor:
-        return attention_reference(qkv, given)
+    name = f"rows {rows} tokens {' + '.join(map(str, tokens))} heads {heads}x{head_dim}"
+    return _row(
+        "attention",
+        name,
+        dtype,
+        want,
+        lambda: attention_triton(segments),
+        lambda: attention_reference(segments),
+        chosen,
+    )
 
-    name = f"rows {rows} tokens {tokens} heads {heads}x{head_dim} keys {keys}"
-    return _row("attention", name, dtype, want, lambda: attention_triton(qkv, given), reference, chosen)
 
-
-def _softmax_attention(qkv: np.ndarray, keys: int) -> np.ndarray:
+def _softmax_attention(qkv: np.ndarray) -> np.ndarray:
     """qkv: [S, 3, head_dim] fp64 -> [S, head_dim]."""
-    q, k, v = qkv[:, 0], qkv[:keys, 1], qkv[:keys, 2]
+    q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
     scores = q @ k.T / np.sqrt(q.shape[1])
     weights = np.exp(scores - scores.max(1, keepdims=True))
     return weights @ v / weights.sum(1, keepdims=True)
@@ -253,7 +258,7 @@ def _captured(device: Device) -> Row:
 
     def function() -> Tensor:
         normed = adaln_triton(x, mods[:, 0], mods[:, 1])
-        return attention_triton(linear_fused(normed, weight, bias).reshape([1, 77, 3, 24, 64]))
+        return attention_triton([linear_fused(normed, weight, bias).reshape([1, 77, 3, 24, 64])])[0]
 
     graph = CapturedGraph(device, function)
     differences = []

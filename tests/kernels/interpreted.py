@@ -50,18 +50,21 @@ def pair(name: str, kernel: Callable[..., object], reference: Callable[..., obje
 
 
 def attention_cases() -> Iterator[Case]:
-    for shape in [(2, 37, 3, 2, 48), (1, 1, 3, 1, 64), (2, 64, 3, 1, 16), (1, 45, 3, 2, 8)]:
-        qkv = tensor(f"qkv{shape}", *shape)
-        yield f"attention {shape}", attention_triton(qkv, tiles=SMALL), attention_reference(wide(qkv))
-    qkv = tensor("qkv long", 1, 1089, 3, 1, 64)
-    yield pair("attention 1089 tokens, own tiles", attention_triton, attention_reference, qkv)
-    for poison in (float("nan"), 1e4):
-        qkv = inside(tensor("qkv strided", 2, 37, 3, 2, 32), poison)
-        yield f"attention strided in {poison}", attention_triton(qkv, tiles=SMALL), attention_reference(wide(qkv))
-        qkv = tensor("qkv padded", 2, 37, 3, 2, 32)
-        qkv[:, 21:] = poison
-        got = attention_triton(qkv, 21, SMALL)[:, :21]
-        yield f"attention with {poison} behind key_length", got, attention_reference(wide(qkv[:, :21]))
+    """Rows, tokens of each segment, heads, head_dim; every view lies in poison, so that a read outside of it shows."""
+    shapes = [(2, (37,), 2, 48), (1, (1,), 1, 64), (2, (64,), 1, 16), (1, (45,), 2, 8), (2, (37, 21), 2, 32),
+              (1, (32, 16), 3, 64), (1, (1, 33), 1, 16), (2, (19, 0), 1, 16), (1, (0, 19), 1, 16)]  # fmt: skip
+    for rows, tokens, heads, head_dim in shapes:
+        name = f"attention ({rows}, {tokens}, {heads}, {head_dim})"
+        segments = [tensor(f"qkv {i} {name}", rows, count, 3, heads, head_dim) for i, count in enumerate(tokens)]
+        want = attention_reference([wide(x) for x in segments])
+        for poison in (float("nan"), 1e4):
+            got = attention_triton([inside(x, poison) for x in segments], SMALL)
+            for part, (one, exact) in enumerate(zip(got, want, strict=True)):
+                yield f"{name} part {part} in {poison}", one, exact
+    segments = [tensor(f"qkv long {count}", 1, count, 3, 1, 64) for count in (1024, 65)]
+    both = zip(attention_triton(segments), attention_reference([wide(x) for x in segments]), strict=True)
+    for count, (got, exact) in zip((1024, 65), both, strict=True):
+        yield f"attention {count} of 1089 tokens, own tiles", got, exact
 
 
 def norm_cases() -> Iterator[Case]:
@@ -97,7 +100,11 @@ def main() -> None:
     errors = {"torch is loaded": float("torch" in sys.modules)}
     for cases in (attention_cases(), norm_cases(), other_cases()):
         for name, got, want in cases:
-            error = np.abs(got.numpy().astype(np.float64) - want.numpy()).max() if got.shape == want.shape else np.nan
+            error = (
+                np.abs(got.numpy().astype(np.float64) - want.numpy()).max(initial=0.0)
+                if got.shape == want.shape
+                else np.nan
+            )
             errors[name] = float(error)
     print(json.dumps(errors))
 

@@ -13,7 +13,7 @@ import pytest
 from sd3par import ConfigError, kernels
 from sd3par.kernels import runtime
 from sd3par.kernels.adaln import adaln_triton
-from sd3par.kernels.attention import MAX_HEAD_DIM, attention_reference, attention_triton
+from sd3par.kernels.attention import MAX_HEAD_DIM, attention_triton
 from sd3par.kernels.gate_adaln import gate_adaln_triton
 from sd3par.kernels.guidance_euler import guidance_euler_triton
 from sd3par.kernels.qkv import split_heads_triton
@@ -46,20 +46,27 @@ def test_kernels_compile_for_every_gpu_of_interest() -> None:
     shared_at_most = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
     for capability, most in shared_at_most.items():
         launches = found.pop(f"launches sm_{capability}")
-        assert launches == [[6, 24, 1], [37, 2, 1], [37, 2, 1], [37, 2, 1], [37, 3, 1], [3, 1, 1]]
+        assert launches == [[8, 24, 1], [6, 24, 1], [37, 2, 1], [37, 2, 1], [37, 2, 1], [37, 3, 1], [3, 1, 1]]
         made = {name: sizes for name, sizes in found.items() if name.endswith(f"sm_{capability}")}
         assert len(made) == 5
         for name, sizes in made.items():
-            assert len(sizes) == (2 if name.startswith("gate_adaln") else 1), name
+            assert len(sizes) == (2 if name.startswith(("attention", "gate_adaln")) else 1), name
             assert all(cubin > 0 and shared <= most for cubin, shared in sizes), name
 
 
-def test_key_length_hides_keys() -> None:
+@pytest.mark.parametrize("first", [0, 1, 5, 8, 9])
+def test_attention_of_two_segments_is_that_of_one(first: int) -> None:
     qkv = paddle.randn([2, 9, 3, 2, 8])
-    whole = attention_reference(qkv[:, :5])
-    qkv[:, 5:] = 1e4
-    assert float((kernels.attention(qkv, 5)[:, :5] - whole).abs().max()) <= tolerances.MODULE
-    assert float((kernels.attention(qkv)[:, :5] - whole).abs().max()) > 100 * tolerances.MODULE
+    memory = [paddle.full([2, count + 4, 3, 2, 8], 1e4) for count in (first, 9 - first)]
+    segments = [full[:, 2:-2] for full in memory]
+    for segment, part in zip(segments, (qkv[:, :first], qkv[:, first:]), strict=True):
+        segment.copy_(part, True)
+    (whole,) = kernels.attention([qkv])
+    both = kernels.attention(segments)
+    assert [x.shape for x in both] == [[2, first, 16], [2, 9 - first, 16]]
+    assert float((paddle.concat(both, axis=1) - whole).abs().max()) <= tolerances.MODULE
+    (alone,) = kernels.attention([qkv[:, :8]])
+    assert float((alone - whole[:, :8]).abs().max()) > 100 * tolerances.MODULE  # one key more shows
 
 
 def test_the_cpu_runs_references_and_says_why() -> None:
@@ -108,12 +115,16 @@ def zeros(*shape: int) -> paddle.Tensor:
     return paddle.zeros(shape)
 
 
-MOD, WEIGHT = zeros(1, 8), zeros(8)
+MOD, WEIGHT, QKV = zeros(1, 8), zeros(8), zeros(1, 2, 3, 1, 8)
 BAD = {
-    "attention without three parts": (lambda: attention_triton(zeros(1, 2, 4, 1, 8)), "qkv"),
-    "attention with too large heads": (lambda: attention_triton(zeros(1, 2, 3, 1, MAX_HEAD_DIM + 1)), "head_dim"),
-    "attention with more keys than tokens": (lambda: attention_triton(zeros(1, 2, 3, 1, 8), 3), "key_length"),
-    "attention with strided heads": (lambda: attention_triton(zeros(1, 2, 3, 1, 16)[..., ::2]), "qkv"),
+    "attention without three parts": (lambda: attention_triton([zeros(1, 2, 4, 1, 8)]), "segments"),
+    "attention with too large heads": (lambda: attention_triton([zeros(1, 2, 3, 1, MAX_HEAD_DIM + 1)]), "head_dim"),
+    "attention with strided heads": (lambda: attention_triton([QKV, zeros(1, 2, 3, 1, 16)[..., ::2]]), "segments"),
+    "attention of nothing": (lambda: attention_triton([]), "segments"),
+    "attention of three segments": (lambda: attention_triton([QKV] * 3), "segments"),
+    "attention of other rows": (lambda: attention_triton([QKV, zeros(2, 2, 3, 1, 8)]), "segments"),
+    "attention of other heads": (lambda: attention_triton([QKV, zeros(1, 2, 3, 2, 8)]), "segments"),
+    "attention of another dtype": (lambda: attention_triton([QKV, QKV.astype("float64")]), "segments"),
     "adaln of a vector": (lambda: adaln_triton(zeros(8), MOD, MOD), "x"),
     "adaln with another row count": (lambda: adaln_triton(zeros(2, 3, 8), MOD, MOD), "scale"),
     "adaln with another dtype": (lambda: adaln_triton(zeros(1, 3, 8), MOD, MOD.astype("float64")), "shift"),
