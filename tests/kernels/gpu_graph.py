@@ -1,6 +1,6 @@
 """CUDA graphs of denoising steps on GPUs: their memory is theirs alone, and what they compute is what eager does.
 
-    python -m tests.kernels.gpu_graph [MODEL] [--sizes 1024 512] [--images 30]
+    python -m tests.kernels.gpu_graph [MODEL] [--sizes 1024 512] [--shapes 528x528x589] [--images 200 --steps 28]
     python -m paddle.distributed.launch --devices 0,1 tests/kernels/gpu_graph.py MODEL --mp_size 2
 
 MODEL is "tiny", "random:sd3-medium" or a folder. Prints a PASS or FAIL line for each check; the exit code is 1 if one
@@ -25,6 +25,7 @@ from paddle import Tensor
 
 sys.path[:1] = [str(Path(__file__).resolve().parents[2])]  # the launcher starts this file as a script
 
+from benchmarks.gpu.steps import Loop  # noqa: E402
 from sd3par import SD3Pipeline  # noqa: E402
 from sd3par.config import GenerationRequest, ParallelConfig  # noqa: E402
 from sd3par.device import CapturedGraph, Device, choose, current, synchronize  # noqa: E402
@@ -35,6 +36,7 @@ LENGTHS = [1, 63, 1000, 1 << 15, (1 << 18) + 3, 1 << 21, 1 << 24]  # of fp32: 4 
 ROUNDS, COPIES = 30, 3
 SCALE = 7.0
 PACE = 1.05  # a replayed step's time over an eager one's, at most: the clock's noise
+CHECKS = ("memory", "results", "callbacks", "pace", "many")
 Check = tuple[str, bool, dict[str, Any]]  # name, whether it passed, what was seen
 
 
@@ -134,6 +136,7 @@ class Case:
     def __init__(self, height: int, width: int, seed: int = 0, scale: float = SCALE, images: int = 1, tokens: int = 333,
                  steps: int = 4) -> None:  # fmt: skip
         self.seed, self.images, self.tokens = seed, images, tokens
+        self._inputs: Inputs | None = None
         self.request = GenerationRequest(
             None, height=height, width=width, num_inference_steps=steps, guidance_scale=scale, seed=seed
         )
@@ -141,8 +144,13 @@ class Case:
     def run(self, pipe: SD3Pipeline, graphs: StepGraphs | None, callback: Any = None) -> Tensor:
         """Returns its latents, [B, C, h, w] fp32."""
         pipe.graphs = graphs
-        inputs = Inputs(embeds=embeds(pipe, self.seed, self.images, self.tokens))
-        return pipe.generate(self.request, inputs, "latent", callback, progress=False).images
+        return pipe.generate(self.request, self.inputs(pipe), "latent", callback, progress=False).images
+
+    def inputs(self, pipe: SD3Pipeline) -> Inputs:
+        """Returns its text states, drawn once."""
+        if self._inputs is None:
+            self._inputs = Inputs(embeds=embeds(pipe, self.seed, self.images, self.tokens))
+        return self._inputs
 
 
 def cases(px: int) -> dict[str, Case]:
@@ -157,19 +165,25 @@ def cases(px: int) -> dict[str, Case]:
     }  # fmt: skip
 
 
-def results(pipe: SD3Pipeline, graphs: StepGraphs, px: int) -> Iterator[Check]:
+def shaped(text: str) -> Case:
+    """Returns the case of HEIGHTxWIDTHxTOKENS."""
+    height, width, tokens = (int(part) for part in text.split("x"))
+    return Case(height, width, tokens=tokens)
+
+
+def results(pipe: SD3Pipeline, graphs: StepGraphs, given: dict[str, Case]) -> Iterator[Check]:
     """Replayed steps give what eager ones do, bit for bit, while other tensors come and go between them."""
-    for name, case in cases(px).items():
+    for name, case in given.items():
         try:
             want, again = case.run(pipe, None), case.run(pipe, None)
             got, broken = between_steps(pipe, graphs, case)
         except Exception as error:
-            yield f"{px} px, {name}", False, {"error": f"{type(error).__name__}: {error}"[-300:]}
+            yield name, False, {"error": f"{type(error).__name__}: {error}"[-300:]}
             continue
         seen = {"difference": far(got, want), "eager_itself": far(again, want), "broken": broken}
         seen["finite"] = bool(paddle.isfinite(want).all().item()) and float(want.std().item()) > 0
         equal = seen["difference"] <= seen["eager_itself"] and bool(seen["finite"])
-        yield f"{px} px, {name}: as eager, and no tensor is written", equal and not broken, seen
+        yield f"{name}: as eager, and no tensor is written", equal and not broken, seen
 
 
 def between_steps(pipe: SD3Pipeline, graphs: StepGraphs, case: Case) -> tuple[Tensor, int]:
@@ -211,18 +225,21 @@ def callbacks(pipe: SD3Pipeline, graphs: StepGraphs, px: int) -> Iterator[Check]
     yield f"{px} px: callbacks change, stop and ask again", right, {"difference": far(got, want), "steps": replayed}
 
 
-def many(pipe: SD3Pipeline, graphs: StepGraphs, px: int, images: int) -> Iterator[Check]:
-    """Many pictures in a row: the same seed the same picture, and memory does not grow."""
-    case, held = Case(px, px), []
-    want = case.run(pipe, graphs)
-    different = 0
-    for _ in range(images):
-        Case(px, px, seed=9).run(pipe, graphs)
-        different += int(far(case.run(pipe, graphs), want) != 0)
-        held.append((paddle.device.memory_allocated(current()), paddle.device.memory_reserved(current())))
-    flat = len(set(held[2:])) <= 1
-    seen = {"images": 2 * images, "different": different, "mib": [x >> 20 for x in (*held[2], *held[-1])]}
-    yield f"{px} px: many pictures, memory flat", flat and different == 0, seen
+def many(pipe: SD3Pipeline, graphs: StepGraphs, px: int, images: int, steps: int) -> Iterator[Check]:
+    """Many pictures in a row, of two seeds in turn: the same seed the same picture, and memory does not grow."""
+    card, pair = Device(current(), pipe.transformer.dtype), [Case(px, px, seed=seed, steps=steps) for seed in (0, 9)]
+    want = [pipe.vae.decode(case.run(pipe, graphs)).clone() for case in pair]
+    different, held, begin = 0, [], time.perf_counter()
+    for index in range(images):
+        picture = pipe.vae.decode(pair[index % 2].run(pipe, graphs))
+        different += int(far(picture, want[index % 2]) != 0)
+        held.append((paddle.device.memory_allocated(current()), paddle.device.memory_reserved(current()),
+                     card.memory()[0]))  # fmt: skip
+    seen = {"images": images, "different": different, "seeds_differ": round(far(*want), 3), "steps": steps,
+            "seconds": round(time.perf_counter() - begin, 1)}  # fmt: skip
+    seen["mib"] = [x >> 20 for x in (*held[2], *held[-1])]  # allocated, reserved, and free on the card
+    flat = len(set(held[2:])) == 1
+    yield f"{px} px: many pictures, memory flat", flat and different == 0 and far(*want) > 0, seen
 
 
 def pace(pipe: SD3Pipeline, graphs: StepGraphs, px: int) -> Iterator[Check]:
@@ -235,45 +252,18 @@ def pace(pipe: SD3Pipeline, graphs: StepGraphs, px: int) -> Iterator[Check]:
             took = [total(pipe, one, used) for one in (few, long)]
             times.append((took[1] - took[0]) / 24)  # what comes before the loop and after it is in both
         seen[f"{name}_ms"] = round(1e3 * statistics.median(times[1:]), 3)
-        seen[f"{name}_host_ms"] = round(1e3 * host(pipe, used, px), 3)
-    # The host's own time is shown alone: behind a long queue (1024 x 1024) it waits in the launch for the device.
+        seen[f"{name}_host_ms"] = round(Loop(pipe.transformer, (px, px), 333, 1, 12, used).host_ms(), 3)
     yield f"{px} px: a replay is no slower than eager", seen["graph_ms"] <= PACE * seen["eager_ms"], seen
 
 
 def total(pipe: SD3Pipeline, case: Case, graphs: StepGraphs | None) -> float:
     """Returns the seconds of a request."""
-    pipe.graphs = graphs
-    inputs = Inputs(embeds=embeds(pipe, case.seed, case.images, case.tokens))
+    pipe.graphs, inputs = graphs, case.inputs(pipe)
     synchronize()
     start = time.perf_counter()
     pipe.generate(case.request, inputs, "latent", progress=False)
     synchronize()
     return time.perf_counter() - start
-
-
-def host(pipe: SD3Pipeline, graphs: StepGraphs | None, px: int) -> float:
-    """Returns the host's seconds a step: those between two ticks, while the device need not be waited for."""
-    ticks: list[float] = []
-    progress = pipe._ticks
-
-    def ticking(plan: Any, shown: bool) -> Any:
-        class Ticks:
-            def __enter__(self) -> Iterator[int]:
-                for index in range(plan.steps):
-                    ticks.append(time.perf_counter())
-                    yield index
-
-            def __exit__(self, *_: object) -> None:
-                ticks.append(time.perf_counter())
-
-        return Ticks()
-
-    pipe._ticks = ticking
-    try:
-        total(pipe, Case(px, px, steps=12), graphs)
-    finally:
-        pipe._ticks = progress
-    return statistics.median(np.diff(ticks)[1:-1].tolist())
 
 
 def main() -> int:
@@ -283,18 +273,26 @@ def main() -> int:
     for axis in ("dp", "mp", "sp"):
         parser.add_argument(f"--{axis}_size", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="*", default=[256], help="in pixels")
-    parser.add_argument("--images", type=int, default=30)
+    parser.add_argument("--checks", nargs="*", choices=CHECKS, default=CHECKS)
+    parser.add_argument("--shapes", nargs="*", default=[], help="HEIGHTxWIDTHxTOKENS: as eager, and no more")
+    parser.add_argument("--images", type=int, default=60, help="how many are drawn in a row, of each size")
+    parser.add_argument("--steps", type=int, default=4, help="of each of those")
     options = parser.parse_args()
     parallel = ParallelConfig(options.dp_size, options.mp_size, options.sp_size)
     pipe = SD3Pipeline.from_pretrained(options.model, parallel=parallel, engine="graph", text_encoder_3=False)
     graphs, device, failed = pipe.graphs, choose(pipe.transformer.dtype), 0
     assert graphs is not None
     with paddle.no_grad():
-        failed += say(pipe, memory(device))
+        if "memory" in options.checks:
+            failed += say(pipe, memory(device))
+        failed += say(pipe, results(pipe, graphs, {text: shaped(text) for text in options.shapes}))
         for px in options.sizes:
-            for check in (results(pipe, graphs, px), callbacks(pipe, graphs, px), pace(pipe, graphs, px),
-                          many(pipe, graphs, px, options.images)):  # fmt: skip
-                failed += say(pipe, check)
+            sized = {f"{px} px, {name}": case for name, case in cases(px).items()}
+            checks = {
+                "results": results(pipe, graphs, sized), "callbacks": callbacks(pipe, graphs, px),
+                "pace": pace(pipe, graphs, px), "many": many(pipe, graphs, px, options.images, options.steps),
+            }  # fmt: skip
+            failed += sum(say(pipe, check) for name, check in checks.items() if name in options.checks)
     if pipe.mesh.world.rank == 0:
         print(f"{failed} FAILED" if failed else "ALL PASSED", "with", len(graphs._graphs), "graphs alive", flush=True)
     return int(failed > 0)

@@ -1,0 +1,147 @@
+"""Where the time of a denoising step goes, kernel by kernel, beside what the card can do at best.
+
+    python -m benchmarks.gpu.breakdown [MODEL] [--sizes 1024 512] [--images 1]
+
+MODEL is "random:sd3-medium" or a folder. The step runs eagerly with CUDA events around each kernel of the model, behind
+a queue that is never empty: clocks, L2 and order are those of a real run. Prints one JSON object a row, and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import paddle
+
+from benchmarks.gpu.shapes import TEXT_TOKENS
+from benchmarks.gpu.steps import Loop
+from benchmarks.gpu.timing import COPY_BYTES, Ceilings, Timer, ceilings
+from benchmarks.gpu.watch import Watch
+from sd3par import device
+from sd3par.graph import StepGraphs
+from sd3par.launch.report import table
+from sd3par.mmdit import MMDiT
+
+SKIPPED = 3  # steps that do not count: the first one looks at all tensors, the next ones fill the queue
+BUSY_MS = 1.0  # of work is left when the host has asked for everything: then the device never waited for it
+ROOM = 1.3  # the device gets so much more work ahead than the host needs
+Row = dict[str, Any]
+
+
+def watched(loop: Loop, stall: Callable[[float], None], ahead_ms: float) -> tuple[Watch, float, float]:
+    """Returns the watch of a loop's steps, the host's milliseconds a step, and those of the device behind the host.
+
+    ahead_ms: what `stall` gives the device to do before each step, so that the host is far ahead in it.
+    """
+    watch = Watch()
+    device.synchronize()
+    begin = time.perf_counter()
+
+    def ticks() -> Iterator[int]:
+        for index in range(loop.steps):
+            stall(ahead_ms)
+            watch.begin_step()
+            yield index
+            watch.end_step()
+
+    with watch.watching():
+        loop.run(ticks())
+    asked = time.perf_counter()
+    device.synchronize()
+    return watch, 1e3 * (asked - begin) / loop.steps, 1e3 * (time.perf_counter() - asked)
+
+
+def stalling(best: Ceilings) -> Callable[[float], None]:
+    """Returns what keeps the device busy for some milliseconds: copies, since products would heat it."""
+    size = 1 << 20 if device.current() == "cpu" else COPY_BYTES
+    copied, into = paddle.zeros([size // 4]), paddle.zeros([size // 4])
+    each_ms = 2e3 * size / best.bytes
+
+    def stall(wanted_ms: float) -> None:
+        for _ in range(round(wanted_ms / each_ms)):
+            paddle.assign(copied, into)
+
+    return stall
+
+
+def measure(model: MMDiT, px: int, images: int, steps: int, timer: Timer, best: Ceilings) -> list[Row]:
+    """Returns a row for each kind of work, one for the other operators before each kernel, and one for the step."""
+    size, stall = (px, px), stalling(best)
+    loop, ahead_ms = Loop(model, size, TEXT_TOKENS, images, SKIPPED + steps, None), 0.0
+    watch, host_ms, behind_ms = watched(loop, stall, ahead_ms)
+    if behind_ms < BUSY_MS and device.current() != "cpu":  # small steps: the host needs longer for one than the device
+        ahead_ms = ROOM * host_ms
+        watch, host_ms, behind_ms = watched(loop, stall, ahead_ms)
+    event_us = timer.event_us()
+    kernels, others, whole_us = watch.times(event_us, SKIPPED)
+    rows: list[Row] = []
+    for work, count, us in kernels:
+        floor_us = count * best.floor_us(work.flops, work.bytes)
+        rows.append({
+            "kernel": work.kernel, "shape": work.shape, "count": count, "us": us / count, "ms": us / 1e3,
+            "flops": work.flops, "bytes": work.bytes, "floor_us": floor_us / count,
+            "share_of_floor": floor_us / us if us else 0.0,
+        })  # fmt: skip
+    floor_ms = sum(row["count"] * row["floor_us"] for row in rows) / 1e3
+    rows += [{"kernel": "other operators", "shape": f"before {name}", "ms": us / 1e3} for name, us in others]
+    sum_ms = sum(row["ms"] for row in rows)
+    graphs = StepGraphs.choose("auto", device.Device(device.current(), model.dtype), 1)
+    step_ms = Loop(model, size, TEXT_TOKENS, images, SKIPPED + steps, graphs).device_ms()
+    rows.append({
+        "kernel": "step", "engine": "graph" if graphs else "eager", "ms": sum_ms, "floor_ms": floor_ms,
+        "step_ms": step_ms, "gaps_ms": step_ms - sum_ms, "watched_ms": whole_us / 1e3, "event_us": event_us,
+        "host_ms": host_ms, "ahead_ms": ahead_ms, "behind_ms": behind_ms, "host_bound": behind_ms < BUSY_MS,
+        "peak_tflops": best.flops / 1e12, "copy_tbs": best.bytes / 1e12,
+    })  # fmt: skip
+    if graphs is not None:
+        graphs.clear()
+    return rows
+
+
+def shown(rows: list[Row]) -> str:
+    """Returns the rows as a table; of the other operators those that take 1 % of the step."""
+    step = rows[-1]
+    lines = [("kernel", "shape", "calls", "us each", "ms a step", "floor us", "of floor")]
+    for row in rows[:-1]:
+        if "count" in row:
+            lines.append((row["kernel"], row["shape"], str(row["count"]), f"{row['us']:.1f}", f"{row['ms']:.3f}",
+                          f"{row['floor_us']:.1f}", f"{100 * row['share_of_floor']:.0f} %"))  # fmt: skip
+        elif row["ms"] > 0.01 * step["ms"]:
+            lines.append((row["kernel"], row["shape"], "", "", f"{row['ms']:.3f}", "", ""))
+    lines.append(("sum", "", "", "", f"{step['ms']:.3f}", f"{1e3 * step['floor_ms']:.0f}",
+                  f"{100 * step['floor_ms'] / step['ms']:.0f} %"))  # fmt: skip
+    lines.append((f"captured ({step['engine']})", "", "", "", f"{step['step_ms']:.3f}", "", ""))
+    lines.append(("captured - sum", "", "", "", f"{step['gaps_ms']:.3f}", "", ""))
+    note = (
+        f"floors: {step['peak_tflops']:.0f} TFLOP/s, {step['copy_tbs']:.2f} TB/s; {step['event_us']:.2f} us are taken "
+        f"off each pair of events; the device was {step['behind_ms']:.1f} ms behind the host at the end"
+    )
+    return f"{table(lines)}\n{note}" + ("\nHOST BOUND: the figures hold waiting" if step["host_bound"] else "")
+
+
+def main() -> None:
+    """Measures; one JSON object a line, then a table a size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("model", nargs="?", default="random:sd3-medium")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1024], help="pictures, in pixels")
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=12, help="steps that count")
+    options = parser.parse_args()
+    model = MMDiT.from_pretrained(options.model)
+    timer = Timer()
+    best = ceilings(timer)
+    for px in options.sizes:
+        rows = measure(model, px, options.images, options.steps, timer, best)
+        common = {"bench": "breakdown", "who": "sd3par", "model": options.model.split(":")[-1], "height": px,
+                  "width": px, "text_tokens": TEXT_TOKENS, "images": options.images, "guidance": 7.0,
+                  "dtype": model.dtype}  # fmt: skip
+        for row in rows:
+            print(json.dumps({**common, "engine": "eager", **row}), flush=True)
+        print(shown(rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()

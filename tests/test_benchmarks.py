@@ -1,0 +1,163 @@
+"""The benchmarks' own arithmetic and verdicts, on the CPU with tiny models; what they measure there says nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import paddle
+import pytest
+
+from benchmarks.gpu import breakdown, ours_attention, startup
+from benchmarks.gpu.__main__ import beside, judge, last_of_each
+from benchmarks.gpu.shapes import cases
+from benchmarks.gpu.steps import Loop
+from benchmarks.gpu.swap import names, references, swapped
+from benchmarks.gpu.timing import Ceilings, Timer
+from benchmarks.gpu.watch import Watch
+from sd3par import kernels
+from sd3par.config import GenerationRequest
+from sd3par.device import Device
+from sd3par.graph import StepGraphs
+from sd3par.launch import report
+from sd3par.mmdit import MMDiT
+
+CASE = {"height": 1024, "width": 1024, "text_tokens": 333}
+OTHER = {"height": 528, "width": 528, "text_tokens": 154}
+PEERS = [{**OTHER, "noise_error": 0.5}, {**CASE, "noise_error": 0.01, "image_error": 0.02}]
+CONTROLS = {"uniform_attention": 0.2, "one_head_zeroed": 0.1, "another_text": 0.5, "loud_padding": 0.01}
+
+
+@pytest.fixture(scope="module")
+def model() -> MMDiT:
+    return MMDiT.from_pretrained("random:tiny", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changed", "right"),
+    [
+        ({}, True), ({"noise_error": 0.0119}, True), ({"noise_error": 0.0121}, False), ({"image_error": 0.03}, False),
+        ({"one_head_zeroed": 0.02}, False), ({"loud_padding": 0.02}, False), ({"noise_error": float("nan")}, False),
+    ],
+)  # fmt: skip
+def test_parity_is_judged_by_the_peers_error_and_the_wrong_models(changed: dict[str, float], right: bool) -> None:
+    row = {**CASE, **CONTROLS, "noise_error": 0.01, "image_error": 0.02, **changed}
+    assert judge(row, PEERS) is right
+    assert row["right"] is right
+
+
+def test_parity_of_another_size_is_judged_by_the_peers_error_there() -> None:
+    assert judge({**OTHER, "noise_error": 0.59}, PEERS)
+    assert not judge({**OTHER, "noise_error": 0.61}, PEERS)
+
+
+def test_fastest_peer_stands_beside_our_kernel() -> None:
+    peers = [
+        {"shape": "a", "peer": "cudnn", "us": 600.0, "hot_us": 580.0}, {"shape": "a", "peer": "flash", "failed": "no"},
+        {"shape": "b", "peer": "flash", "us": 1.0, "hot_us": 1.0},
+        {"shape": "a", "peer": "flash", "us": 900.0, "hot_us": 570.0},
+    ]  # fmt: skip
+    row: dict[str, object] = {"shape": "a", "us": 480.0}
+    beside(row, peers)
+    assert row == {"shape": "a", "us": 480.0, "peer": "cudnn", "peer_us": 600.0, "peer_hot_us": 570.0, "ratio": 0.8}
+
+
+def test_the_last_row_of_a_size_counts() -> None:
+    size = {"height": 64, "width": 64, "images": 1}
+    first, last, four = {**size, "loop_s": 1}, {**size, "loop_s": 1, "image_s": 2}, {**size, "images": 4}
+    assert last_of_each([first, last, four]) == [last, four]
+
+
+def test_every_kernel_has_a_reference_and_comes_back() -> None:
+    right = {name: getattr(kernels, name) for name in names()}
+    assert set(references()) == set(right)
+    with pytest.raises(ZeroDivisionError), swapped(references()):
+        assert kernels.adaln is kernels.adaln_reference
+        raise ZeroDivisionError
+    assert {name: getattr(kernels, name) for name in names()} == right
+
+
+def test_watch_counts_work_of_a_step(model: MMDiT) -> None:
+    watch, loop = Watch(), Loop(model, (64, 96), 10, 1, 3, None)
+
+    def ticks():
+        for index in range(loop.steps):
+            watch.begin_step()
+            yield index
+            watch.end_step()
+
+    with watch.watching():
+        loop.run(ticks())
+        kernels.adaln(paddle.ones([1, 1, 4]), paddle.ones([1, 4]), paddle.ones([1, 4]))  # between no two steps
+    found, others, whole_us = watch.times(0.0, 1)
+    config, tokens = model.config, (64 // 16) * (96 // 16)
+    joint = 4 * 2 * config.num_attention_heads * (tokens + 10) ** 2 * config.attention_head_dim
+    attention = {work.flops: count for work, count, _ in found if work.kernel == "attention"}
+    assert attention[joint] == config.num_layers
+    up = [work for work, _, _ in found if work.shape == f"2x{tokens}x{config.dim} x {config.dim}x{4 * config.dim}"]
+    assert [(work.kernel, work.flops) for work in up] == [("linear_gelu", 2 * 2 * tokens * 4 * config.dim**2)]
+    assert up[0].bytes == 4 * (2 * tokens * 5 * config.dim + 4 * config.dim**2 + 4 * config.dim)
+    assert {"adaln", "gate_adaln", "guidance_euler", "linear"} < {work.kernel for work, _, _ in found}
+    assert 0 < sum(us for *_, us in found) + sum(us for _, us in others) < 1.5 * whole_us
+
+
+def test_watch_refuses_steps_that_differ() -> None:
+    watch, x = Watch(), paddle.ones([1, 2, 4])
+    with watch.watching():
+        for calls in (1, 2):
+            watch.begin_step()
+            for _ in range(calls):
+                kernels.adaln(x, x[:, 0], x[:, 0])
+            watch.end_step()
+    with pytest.raises(RuntimeError, match="2 calls, the first one 1"):
+        watch.times(0.0, 0)
+
+
+def test_breakdown_adds_up(model: MMDiT) -> None:
+    rows = breakdown.measure(model, 64, 1, 2, Timer(), Ceilings(1e9, 1e9))
+    step, table = rows[-1], breakdown.shown(rows)
+    assert step["ms"] == pytest.approx(sum(row["ms"] for row in rows[:-1]))
+    assert step["floor_ms"] == pytest.approx(
+        sum(row["count"] * row["floor_us"] for row in rows if "count" in row) / 1e3
+    )
+    assert step["gaps_ms"] == pytest.approx(step["step_ms"] - step["ms"])
+    assert all(row["kernel"] in table for row in rows if "count" in row)
+
+
+def test_floor_is_the_larger_of_products_and_bytes() -> None:
+    best = Ceilings(flops=1e12, bytes=1e9)
+    assert best.floor_us(2_000_000, 1_000) == pytest.approx(2)
+    assert best.floor_us(1_000_000, 3_000) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("graphs", [None, StepGraphs(Device("cpu", "float32"), must=True)])
+def test_steps_are_timed(model: MMDiT, graphs: StepGraphs | None) -> None:
+    loop = Loop(model, (64, 64), 7, 2, 4, graphs)
+    assert loop.host_ms() > 0
+    assert loop.device_ms() > 0
+
+
+def test_attention_row() -> None:
+    row = ours_attention.measure(Timer(), "float32", 2, (5, 3), 2, 8)
+    assert row["flops"] == 4 * 2 * 2 * 8**2 * 8
+    assert row["tflops"] == pytest.approx(row["flops"] / row["us"] / 1e6)
+
+
+def test_startup_reads_what_the_command_prints() -> None:
+    run = report.Run(28, {"encode": 0.25, "denoise": 1.5, "decode": 0.125})
+    request = GenerationRequest(("a",), height=1024, width=1024)
+    text = report.rendered([Path("a.png")], request, 3.0, [run], "one process", "cpu")
+    assert startup.seconds_of(text) == {"load": 3.0, "encode": 0.25, "denoise": 1.5, "decode": 0.125}
+    with pytest.raises(ValueError, match="no decode in the report"):
+        startup.seconds_of(text.replace("decode", "other"))
+
+
+def test_startup_runs_the_command(tmp_path: Path) -> None:
+    row = startup.run("tiny", 64, 1, tmp_path, tmp_path / "cache")
+    assert 0 < row["imports_s"] < row["file_s"] <= row["process_s"]
+    assert row["steps"] == 1
+
+
+def test_parity_cases_hold_what_is_asked_for() -> None:
+    every = cases("sd3-medium")
+    assert every[0] == (1024, 1024, 333)
+    assert {(528, 528, 154), (528, 528, 589), (1040, 784, 154), (1040, 784, 589)} < set(every)
