@@ -24,7 +24,8 @@ except ImportError:  # the references need none
     triton = tl = None
 
 __all__ = [
-    "TESTED", "check_last_axis", "check_like", "jit", "kind_of", "launch", "next_power_of_2", "takes", "tl", "why_not",
+    "TESTED", "check_last_axis", "check_like", "empty", "jit", "kind_of", "launch", "next_power_of_2", "takes", "tl",
+    "why_not",
 ]  # fmt: skip
 TESTED = "3.6"
 MIN_CAPABILITY = (8, 0)  # bfloat16 in tensor cores, asynchronous copies
@@ -163,6 +164,15 @@ def _stream(index: int) -> int:
     else:
         stream = paddle.base.core._get_current_stream(index)
     return int(stream.raw_stream)
+
+
+def empty(shape: list[int], like: Tensor) -> Tensor:
+    """Returns a tensor [*shape] of the dtype and on the device of `like`, values left as they are in memory.
+
+    For wrappers, which run outside of tracing: paddle.empty finds out where it is each time, at 2.2 us of its 3.5.
+    """
+    made: Tensor = paddle._C_ops.empty(shape, like.dtype, like.place)
+    return made
 
 
 # The checks write a message only where it is needed: the name of a dtype alone takes longer than a launch.
