@@ -1,6 +1,6 @@
 """Triton on Paddle, without torch: when its kernels can run here, and how they are launched on Paddle's stream.
 
-Compiled kernels are kept by Triton itself, per user (`~/.triton/cache`, or TRITON_CACHE_DIR).
+Compiled kernels are kept by Triton itself, per user (cache.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from paddle import Tensor
 
 from sd3par import cuda_driver, device
 from sd3par.errors import ConfigError, shorten
+from sd3par.kernels.cache import shared_cache
 
 try:
     import triton
@@ -126,8 +127,10 @@ def _keep(key: tuple[object, ...], kernel: Any, compiled: Any, count: int, optio
 
 @functools.cache
 def _activate() -> None:
-    """Makes Triton ask Paddle for device and stream; its interpreter has neither."""
+    """Makes Triton ask Paddle for device and stream, which its interpreter has not, and share what it compiles."""
     _keep_torch_out()
+    if triton.knobs.cache.manager_class is None:  # TRITON_CACHE_MANAGER
+        triton.knobs.cache.manager_class = shared_cache()
     if not triton.knobs.runtime.interpret:
         triton.runtime.driver.set_active(_driver())
 
