@@ -75,6 +75,13 @@ def test_the_cpu_runs_references_and_says_why() -> None:
     assert runtime.kind_of(paddle.zeros([1]).cpu()) == "cpu"
 
 
+def test_empty_is_like_another() -> None:
+    x = paddle.zeros([2, 3], dtype="bfloat16")
+    made = runtime.empty([4, 0, 5], x)
+    assert (made.shape, made.dtype, made.stop_gradient) == ([4, 0, 5], x.dtype, True)
+    assert made.place._equals(x.place)
+
+
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch):
     runtime.why_not.cache_clear()

@@ -18,6 +18,9 @@ bool IsCapturing(cudaStream_t stream);
 // Whether a capture is under way whose mode forbids this thread to allocate, free and wait.
 bool CaptureForbids();
 
+// Lets the device's time pass, which events note.
+void Pass(float milliseconds);
+
 size_t MemoryBytes();  // of each device
 size_t FreeBytes(int device);
 

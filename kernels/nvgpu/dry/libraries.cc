@@ -8,6 +8,7 @@
 #include <map>
 
 #include "../src/runtime/lazy.h"
+#include "dry.h"
 
 namespace {
 
@@ -24,12 +25,31 @@ long MakeHandle(void** handle) {
   return 0;
 }
 
-cublasStatus_t BestAlgorithm(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                             cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int,
-                             cublasLtMatmulHeuristicResult_t* results, int* count) {
-  results[0] = {};
-  *count = 1;
+// Three, of which the second takes the least time.
+cublasStatus_t BestAlgorithms(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int most,
+                              cublasLtMatmulHeuristicResult_t* results, int* count) {
+  *count = most < 3 ? most : 3;
+  for (int i = 0; i < *count; ++i) {
+    results[i] = {};
+    results[i].algo.data[0] = i + 1;
+  }
   return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t Multiply(cublasLtHandle_t, cublasLtMatmulDesc_t, const void*, const void*, cublasLtMatrixLayout_t,
+                        const void*, cublasLtMatrixLayout_t, const void*, const void*, cublasLtMatrixLayout_t, void*,
+                        cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t* algorithm, void*, size_t, cudaStream_t) {
+  dry::Pass(algorithm->data[0] == 2 ? 1 : 1.1f);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t CheckAlgorithm(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t* algorithm,
+                              cublasLtMatmulHeuristicResult_t* result) {
+  *result = {};
+  const bool known = algorithm->data[0] >= 1 && algorithm->data[0] <= 3;
+  return known ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
 cudnnStatus_t BestConvolution(cudnnHandle_t, cudnnTensorDescriptor_t, cudnnFilterDescriptor_t,
@@ -84,7 +104,9 @@ const std::map<std::string, void*>& Special() {
       {"cudnnGetErrorString", Address(Text)},
       {"ncclGetErrorString", Address(Text)},
       {"ncclGetLastError", Address(NoText)},
-      {"cublasLtMatmulAlgoGetHeuristic", Address(BestAlgorithm)},
+      {"cublasLtMatmul", Address(Multiply)},
+      {"cublasLtMatmulAlgoCheck", Address(CheckAlgorithm)},
+      {"cublasLtMatmulAlgoGetHeuristic", Address(BestAlgorithms)},
       {"cudnnGetConvolutionForwardAlgorithm_v7", Address(BestConvolution)},
       {"cudnnGetConvolutionForwardWorkspaceSize", Address(ConvolutionWorkspace)},
       {"ncclCommInitRank", Address(MakeHandle)},

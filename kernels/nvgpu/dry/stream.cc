@@ -1,6 +1,7 @@
 // Streams, events and graphs: everything has happened when it is asked for. Captures are followed only so far that a
 // call which CUDA forbids inside one fails here too.
 #include <atomic>
+#include <map>
 #include <mutex>
 #include <set>
 
@@ -48,6 +49,17 @@ cudaError_t Destroy(Handle handle) {
   return cudaSuccess;
 }
 
+// When events were recorded, by the device's clock. Never freed, as the others.
+struct Clock {
+  std::mutex lock;
+  float now = 0;
+  std::map<cudaEvent_t, float> events;
+};
+Clock& Time() {
+  static Clock* time = new Clock;
+  return *time;
+}
+
 cudaError_t WaitFor(cudaStream_t stream, const char* what) {
   return dry::IsCapturing(stream) ? dry::Fail(cudaErrorStreamCaptureUnsupported, what) : cudaSuccess;
 }
@@ -59,6 +71,11 @@ namespace dry {
 bool IsCapturing(cudaStream_t stream) {
   std::lock_guard<std::mutex> hold(Now().lock);
   return Now().streams.count(stream) > 0;
+}
+
+void Pass(float milliseconds) {
+  std::lock_guard<std::mutex> hold(Time().lock);
+  Time().now += milliseconds;
 }
 
 bool CaptureForbids() { return strict > 0 && mode_here != cudaStreamCaptureModeRelaxed; }
@@ -84,12 +101,18 @@ DRY cudaError_t cudaLaunchHostFunc(cudaStream_t, cudaHostFn_t function, void* da
 DRY cudaError_t cudaEventCreate(cudaEvent_t* event) { return Make(event); }
 DRY cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) { return Make(event); }
 DRY cudaError_t cudaEventDestroy(cudaEvent_t event) { return Destroy(event); }
-DRY cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 DRY cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
 DRY cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 
-DRY cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
-  *milliseconds = 0;
+DRY cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  std::lock_guard<std::mutex> hold(Time().lock);
+  Time().events[event] = Time().now;
+  return cudaSuccess;
+}
+
+DRY cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
+  std::lock_guard<std::mutex> hold(Time().lock);
+  *milliseconds = Time().events[end] - Time().events[start];
   return cudaSuccess;
 }
 

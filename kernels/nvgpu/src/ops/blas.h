@@ -1,7 +1,7 @@
-// Matrix products through cuBLAS and cuBLASLt. All matrices are row-major; nothing here synchronises, and memory is
-// taken only at the first call on a stream, so that what has run once can be captured in a CUDA graph.
+// Matrix products through cuBLAS and cuBLASLt. All matrices are row-major; nothing here takes memory or waits but at the
+// first call on a stream or of a shape, so that what has run once can be captured in a CUDA graph.
 #pragma once
-#include "../cuda/types.h"
+#include "../cuda/reduce.h"
 
 namespace nvgpu {
 
@@ -21,7 +21,9 @@ enum class Epilogue : int { kBias, kBiasRelu, kBiasGelu };
 
 // out = epilogue(op(x) op(y) + bias), bias of n elements, batch 1, through cuBLASLt. Its GELU is the tanh form.
 // Returns false, and does nothing, where cuBLASLt has no such kernel (never in fp64).
+// The first large product of a shape, outside of a capture, waits for the stream and times cuBLASLt's kernels on x, y
+// and out, unless this user has done so before (blaslt_choose.h); `scratch` is called then only.
 bool GemmBias(Dtype dtype, const GemmShape& shape, Epilogue epilogue, const void* x, const void* y, const void* bias,
-              void* out, cudaStream_t stream);
+              void* out, const Scratch& scratch, cudaStream_t stream);
 
 }  // namespace nvgpu

@@ -1,4 +1,4 @@
-// What cuBLAS and cuBLASLt need per device and stream. Only blas.cc and blaslt.cc include this.
+// What cuBLAS and cuBLASLt need per device and stream. Only blas.cc and blaslt*.cc include this.
 #pragma once
 #include <cublasLt.h>
 #include <cublas_v2.h>
@@ -31,7 +31,8 @@ struct LtPlan {
   bool found = false;
 };
 
-// dtype, transposes and epilogue; m, n, k; alignments of x, y and out in bytes.
+// dtype * kKindsOfDtype + transposes and epilogue; m, n, k; alignments of y, x and out in bytes.
+constexpr int kKindsOfDtype = 16;
 using LtKey = std::tuple<int, int64_t, int64_t, int64_t, uint32_t, uint32_t, uint32_t>;
 
 // One per device and stream: work on one stream is in order, so its workspace serves one kernel at a time.
@@ -47,5 +48,16 @@ struct BlasState {
 };
 
 BlasState& StateOf(cudaStream_t stream);
+
+// One product, all but its algorithm.
+struct LtCall {
+  BlasState& state;
+  LtPlan& plan;
+  const void *x, *y, *bias;
+  void* out;
+  cudaStream_t stream;
+
+  cublasStatus_t Run(const cublasLtMatmulAlgo_t& algorithm) const;
+};
 
 }  // namespace nvgpu

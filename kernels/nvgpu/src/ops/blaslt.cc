@@ -2,7 +2,7 @@
 #include <stdexcept>
 
 #include "../runtime/lazy.h"
-#include "blas_state.h"
+#include "blaslt_choose.h"
 
 namespace nvgpu {
 namespace {
@@ -29,12 +29,6 @@ void Set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribut
             "cublasLtMatmulDescSetAttribute");
 }
 
-template <typename V>
-void Set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute, V value) {
-  CheckBlas(LAZY(CublasLt, cublasLtMatmulPreferenceSetAttribute)(preference, attribute, &value, sizeof(value)),
-            "cublasLtMatmulPreferenceSetAttribute");
-}
-
 cublasLtMatrixLayout_t Layout(cudaDataType_t type, int64_t rows, int64_t columns) {
   cublasLtMatrixLayout_t layout = nullptr;
   CheckBlas(LAZY(CublasLt, cublasLtMatrixLayoutCreate)(&layout, type, rows, columns, rows),
@@ -55,46 +49,22 @@ void Describe(LtPlan* plan, cudaDataType_t type, const GemmShape& s, Epilogue ep
   plan->out = Layout(type, s.n, s.m);
 }
 
-// Partial sums of a split k are added in fp32 (COMPUTE_TYPE), never in the output's fp16 or bf16.
-void Prefer(cublasLtMatmulPreference_t preference, const LtKey& key) {
-  Set<uint64_t>(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kBlasWorkspace);
-  Set<uint32_t>(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
-  Set<uint32_t>(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, std::get<4>(key));
-  Set<uint32_t>(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, std::get<5>(key));
-  Set<uint32_t>(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, std::get<6>(key));
-  Set<uint32_t>(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, std::get<6>(key));
-}
-
-// Asks cuBLASLt's heuristics, which run nothing on the GPU.
-void Choose(BlasState& state, LtPlan* plan, const LtKey& key) {
-  cublasLtMatmulPreference_t preference = nullptr;
-  CheckBlas(LAZY(CublasLt, cublasLtMatmulPreferenceCreate)(&preference), "cublasLtMatmulPreferenceCreate");
-  std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, cublasStatus_t (*)(cublasLtMatmulPreference_t)> owner(
-      preference, LAZY(CublasLt, cublasLtMatmulPreferenceDestroy));
-  Prefer(preference, key);
-  cublasLtMatmulHeuristicResult_t result = {};
-  int count = 0;
-  cublasStatus_t status = LAZY(CublasLt, cublasLtMatmulAlgoGetHeuristic)(
-      state.lt, plan->operation, plan->a, plan->b, plan->out, plan->out, preference, 1, &result, &count);
-  plan->found = status == CUBLAS_STATUS_SUCCESS && count == 1 && result.state == CUBLAS_STATUS_SUCCESS;
-  plan->algorithm = result.algo;
-}
-
-LtPlan& PlanOf(BlasState& state, Dtype dtype, const GemmShape& s, Epilogue epilogue, const LtKey& key) {
+// Described, its algorithm not chosen yet, if `fresh`.
+LtPlan& PlanOf(BlasState& state, Dtype dtype, const GemmShape& s, Epilogue epilogue, const LtKey& key, bool* fresh) {
   if (state.plans.size() >= kMaxPlans && !state.plans.count(key)) state.plans.clear();
   auto& plan = state.plans[key];
+  *fresh = !plan;
   if (!plan) {
-    auto fresh = std::make_unique<LtPlan>();
-    Describe(fresh.get(), CudaType(dtype), s, epilogue);
-    Choose(state, fresh.get(), key);
-    plan = std::move(fresh);
+    auto described = std::make_unique<LtPlan>();
+    Describe(described.get(), CudaType(dtype), s, epilogue);
+    plan = std::move(described);
   }
   return *plan;
 }
 
 LtKey KeyOf(Dtype dtype, const GemmShape& s, Epilogue epilogue, const void* x, const void* y, const void* bias,
             const void* out) {
-  int kind = static_cast<int>(dtype) * 16 + static_cast<int>(epilogue) * 4 + s.transpose_x * 2 + s.transpose_y;
+  int kind = static_cast<int>(dtype) * kKindsOfDtype + static_cast<int>(epilogue) * 4 + s.transpose_x * 2 + s.transpose_y;
   // The bias is read with vectors as wide as those that the result is written with.
   return {kind, s.m, s.n, s.k, Alignment(y), Alignment(x), std::min(Alignment(out), Alignment(bias))};
 }
@@ -108,19 +78,26 @@ LtPlan::~LtPlan() {
   }
 }
 
+cublasStatus_t LtCall::Run(const cublasLtMatmulAlgo_t& algorithm) const {
+  const float one = 1, zero = 0;
+  return LAZY(CublasLt, cublasLtMatmul)(state.lt, plan.operation, &one, y, plan.a, x, plan.b, &zero, out, plan.out, out,
+                                        plan.out, &algorithm, state.workspace, kBlasWorkspace, stream);
+}
+
 bool GemmBias(Dtype dtype, const GemmShape& s, Epilogue epilogue, const void* x, const void* y, const void* bias,
-              void* out, cudaStream_t stream) {
+              void* out, const Scratch& scratch, cudaStream_t stream) {
   if (dtype == Dtype::kFloat64) return false;
   const LtKey key = KeyOf(dtype, s, epilogue, x, y, bias, out);
-  const float one = 1, zero = 0;
   BlasState& state = StateOf(stream);
   std::lock_guard<std::mutex> lock(state.mutex);
-  LtPlan& plan = PlanOf(state, dtype, s, epilogue, key);
-  if (!plan.found) return false;
+  bool fresh = false;
+  LtPlan& plan = PlanOf(state, dtype, s, epilogue, key, &fresh);
+  if (!fresh && !plan.found) return false;
   Set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-  CheckBlas(LAZY(CublasLt, cublasLtMatmul)(state.lt, plan.operation, &one, y, plan.a, x, plan.b, &zero, out, plan.out,
-                                           out, plan.out, &plan.algorithm, state.workspace, kBlasWorkspace, stream),
-            "cublasLtMatmul");
+  const LtCall call{state, plan, x, y, bias, out, stream};
+  if (fresh) plan.found = ChooseAlgorithm(call, key, scratch, &plan.algorithm);
+  if (!plan.found) return false;
+  CheckBlas(call.Run(plan.algorithm), "cublasLtMatmul");
   return true;
 }
 

@@ -1,7 +1,7 @@
 // x W + b, with an activation or none: one kernel of cuBLASLt where it has one.
 #include "../cuda/linear.h"
 #include "blas.h"
-#include "glue.h"
+#include "scratch.h"
 
 namespace nvgpu {
 namespace {
@@ -22,11 +22,12 @@ void Unfused(Dtype dtype, const GemmShape& shape, Epilogue epilogue, const void*
 
 // cuBLASLt says nothing of how exact the tanh in its GELU is. fp16 and bf16 can bear the GPU's approximate one (11
 // bits); in fp32 our own GELU runs after the product.
-void Linear(Dtype dtype, const GemmShape& shape, Epilogue epilogue, const void* x, const void* y, const void* bias,
-            void* out, cudaStream_t stream) {
+void Linear(const CustomContext& ctx, Dtype dtype, const GemmShape& shape, Epilogue epilogue, const void* x,
+            const void* y, const void* bias, void* out) {
+  cudaStream_t stream = StreamOf(ctx);
   const bool exact_gelu = dtype == Dtype::kFloat32 && epilogue == Epilogue::kBiasGelu;
   const Epilogue fused = exact_gelu ? Epilogue::kBias : epilogue;
-  if (shape.k == 0 || !GemmBias(dtype, shape, fused, x, y, bias, out, stream)) {
+  if (shape.k == 0 || !GemmBias(dtype, shape, fused, x, y, bias, out, ScratchOf(ctx), stream)) {
     Unfused(dtype, shape, epilogue, x, y, bias, out, stream);
   } else if (exact_gelu) {
     Activate(dtype, Activation::kGeluTanh, out, shape.m * shape.n, stream);
@@ -73,7 +74,7 @@ void FusedGemmEpilogueKernel(const Context& ctx, const DenseTensor& x, const Den
   PADDLE_ENFORCE_EQ(x.numel() == shape.m * shape.k && bias.numel() == shape.n, true,
                     common::errors::InvalidArgument("fused_gemm_epilogue: x [%s], y [%s] and bias [%s] do not fit",
                                                     x.dims(), y.dims(), bias.dims()));
-  Linear(DtypeOf(x), shape, epilogue, x.data(), y.data(), bias.data(), out->data(), StreamOf(ctx));
+  Linear(ctx, DtypeOf(x), shape, epilogue, x.data(), y.data(), bias.data(), out->data());
 }
 
 // input: [..., k]; weight: [k, n], or [n, k] if transpose_weight, or [k] for n = 1; bias: [n] or one element.
@@ -89,8 +90,7 @@ void LinearV2Kernel(const Context& ctx, const DenseTensor& input, const DenseTen
   shape.n = vector ? 1 : weight.dims()[shape.transpose_y ? 0 : 1];
   shape.m = out->numel() / shape.n;
   DenseTensor whole = WholeBias<T>(ctx, bias, shape.n);
-  Linear(DtypeOf(input), shape, Epilogue::kBias, input.data(), weight.data(), whole.data(), out->data(),
-         StreamOf(ctx));
+  Linear(ctx, DtypeOf(input), shape, Epilogue::kBias, input.data(), weight.data(), whole.data(), out->data());
 }
 
 }  // namespace nvgpu
