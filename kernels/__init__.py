@@ -12,6 +12,7 @@ from sd3par import device
 from sd3par.kernels.adaln import MAX_DIM, adaln_reference, adaln_triton
 from sd3par.kernels.attention import MAX_HEAD_DIM, attention_reference, attention_triton
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
+from sd3par.kernels.group_norm_silu import fits, group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
     fuses,
@@ -25,7 +26,8 @@ from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import takes, why_not
 
 __all__ = [
-    "adaln", "attention", "gate_adaln", "guidance_euler", "linear", "linear_gelu", "split_heads", "why_not_triton",
+    "adaln", "attention", "gate_adaln", "group_norm_silu", "guidance_euler", "linear", "linear_gelu", "split_heads",
+    "why_not_triton",
 ]  # fmt: skip
 
 
@@ -94,3 +96,10 @@ def guidance_euler(
     if takes(cond):
         return guidance_euler_triton(latents, uncond, cond, guidance_scale, delta)
     return guidance_euler_reference(latents, uncond, cond, guidance_scale, delta)
+
+
+def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, silu: bool) -> Tensor:
+    """x: [B, H, W, C], weight and bias: [C] -> the norm over each of `groups` runs of channels, or its SiLU."""
+    if takes(x) and fits(x, groups):
+        return group_norm_silu_triton(x, groups, weight, bias, epsilon, silu)
+    return group_norm_silu_reference(x, groups, weight, bias, epsilon, silu)

@@ -21,6 +21,7 @@ from paddle import Tensor  # noqa: E402
 from sd3par.kernels.adaln import adaln_reference, adaln_triton  # noqa: E402
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton  # noqa: E402
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton  # noqa: E402
+from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton  # noqa: E402
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton  # noqa: E402
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton  # noqa: E402
 from tests.arrays import array  # noqa: E402
@@ -92,10 +93,24 @@ def other_cases() -> Iterator[Case]:
         yield f"guidance_euler {name}", got, want
 
 
+def group_norm_cases() -> Iterator[Case]:
+    """Means of ten deviations; tiles of several programs each, one of which ends early."""
+    for images, height, width, channels, groups in [(2, 7, 5, 32, 8), (1, 9, 4, 64, 64), (2, 1, 1, 16, 4)]:
+        x = tensor(f"map{channels}", images, height, width, channels) + 10.0
+        x[:, :, :, : channels // 2] *= 0.3
+        weight, bias = (tensor(f"group norm {name}{channels}", channels) for name in ("weight", "bias"))
+        for silu in (True, False):
+            arguments = (x, groups, weight, bias, 1e-6, silu)
+            want = group_norm_silu_reference(*(wide(argument) for argument in arguments))
+            for tile, parts in ((256, 6), (128, 512), (4096, 2)):
+                name = f"group_norm_silu {list(x.shape)} {silu} in tiles of {tile}, {parts} parts"
+                yield name, group_norm_silu_triton(*arguments, tile=tile, parts=parts), want
+
+
 def main() -> None:
     paddle.set_device("cpu")
     errors = {"torch is loaded": float("torch" in sys.modules)}
-    for cases in (attention_cases(), norm_cases(), other_cases()):
+    for cases in (attention_cases(), norm_cases(), other_cases(), group_norm_cases()):
         for name, got, want in cases:
             error = np.abs(got.numpy().astype(np.float64) - want.numpy()).max() if got.shape == want.shape else np.nan
             errors[name] = float(error)
