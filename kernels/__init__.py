@@ -39,14 +39,24 @@ __all__ = [
 ]  # fmt: skip
 
 
+DESCRIPTORS = (9, 0)  # the capability from which on GPUs have tensor descriptors
+
+
 def why_not_triton(kind: str | None = None) -> str:
     """Returns why the references run on a kind of device (None: the current one), "" where Triton kernels do."""
     return why_not(kind or device.current().split(":")[0])
 
 
 def wants_channels_last(dtype: str) -> bool:
-    """Returns whether convolutions in a dtype run on maps [B, H, W, C] on the current device."""
-    return dtype != "float32" and not why_not_triton()
+    """Returns whether convolutions in a dtype run on maps [B, H, W, C] on the current device.
+
+    Where it fetches blocks by tensor descriptors: without them, Triton's code for these loads is slow.
+    """
+    return (
+        dtype != "float32"
+        and not why_not_triton()
+        and device.Device(device.current(), dtype).capability() >= DESCRIPTORS
+    )
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:

@@ -96,6 +96,7 @@ def conv3x3_triton(
     out = paddle.empty([batch, height, width, outputs], dtype=x.dtype)
     if residual is not None:
         check_like(x, out.shape, residual=residual)
+        require(residual.is_contiguous(), "residual", f"strides {residual.strides}", "those of a tensor in one run")
     _start(x, weight, bias, residual, out, tiles)
     return out
 

@@ -26,8 +26,8 @@ except ImportError:  # the references need none
     triton = tl = TensorDescriptor = None
 
 __all__ = [
-    "TESTED", "check_last_axis", "check_like", "descriptor", "jit", "kind_of", "launch", "next_power_of_2", "takes", "tl",
-    "why_not",
+    "TESTED", "check_last_axis", "check_like", "descriptor", "jit", "kind_of", "launch", "next_power_of_2", "takes",
+    "tl", "why_not",
 ]  # fmt: skip
 TESTED = "3.6"
 MIN_CAPABILITY = (8, 0)  # bfloat16 in tensor cores, asynchronous copies
