@@ -118,14 +118,13 @@ def _start(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out
     outputs, upsample = out.shape[-1], weight.ndim == 5
     check_like(x, [outputs], bias=bias)
     tiles = tiles or tiles_for(width, channels, outputs)
-    columns, parts = -(-width // tiles.pixels), -(-outputs // tiles.outputs)
-    count = batch * height * columns * parts * (4 if upsample else 1)
+    count = batch * height * -(-width // tiles.pixels) * -(-outputs // tiles.outputs) * (4 if upsample else 1)
     filters, places = (4 * outputs, 4 * channels) if upsample else (outputs, 9 * channels)
     launch(
         _conv3x3, (min(count, tiles.programs or count),),
         descriptor(x, list(x.shape), [1, 1, tiles.pixels, tiles.channels]),
         descriptor(weight, [filters, places], [tiles.outputs, tiles.channels]),
-        bias, x if residual is None else residual, out, count, height, width, columns, channels, outputs, parts,
+        bias, x if residual is None else residual, out, batch * height, height, width, channels, outputs,
         PIXELS=tiles.pixels, OUTPUTS=tiles.outputs, CHANNELS=tiles.channels, UPSAMPLE=upsample,
         RESIDUAL=residual is not None, WHOLE=outputs % tiles.outputs == 0, SHARED=tiles.programs > 0,
         num_warps=tiles.warps, num_stages=tiles.stages,
@@ -134,7 +133,7 @@ def _start(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out
 
 @jit
 def _conv3x3(  # type: ignore[no-untyped-def]
-    x, weight, bias, residual, out, tiles, height, width, columns, channels, outputs, parts,
+    x, weight, bias, residual, out, lines, height, width, channels, outputs,
     PIXELS: tl.constexpr, OUTPUTS: tl.constexpr, CHANNELS: tl.constexpr, UPSAMPLE: tl.constexpr,
     RESIDUAL: tl.constexpr, WHOLE: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
@@ -144,8 +143,10 @@ def _conv3x3(  # type: ignore[no-untyped-def]
     """
     SIDE: tl.constexpr = 2 if UPSAMPLE else 3
     PHASES: tl.constexpr = 4 if UPSAMPLE else 1
+    columns = tl.cdiv(width, PIXELS)
+    parts = tl.cdiv(outputs, OUTPUTS)
     steps = channels // CHANNELS
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=SHARED):
+    for tile in tl.range(tl.program_id(0), lines * columns * parts * PHASES, tl.num_programs(0), flatten=SHARED):
         first = tile % parts * OUTPUTS
         phase = tile // parts % PHASES
         run = tile // (parts * PHASES)

@@ -19,7 +19,7 @@ from sd3par.graph import why_not
 T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
 
 MOST_GRAPHS = 8  # kept of all functions together
-MOST_SHARE = 8  # all of them together take at most 1 / this of the device's memory
+MOST_BYTES = 8 << 30  # of all of them together; larger pictures keep the device busy without
 # Calls of a shape that ask for the operators one by one. They compile, choose and warm up what the recording needs,
 # and a process that makes one picture with guidance, two prompts, is done sooner without any recording.
 EAGER_CALLS = 2
@@ -72,12 +72,11 @@ class Captured:
         device: the current device.
         must: whether a call that cannot be recorded is an error, or the operators are run one by one from then on.
         most: how many recordings are kept.
-        most_bytes: how much memory they may take together; None: a share of the device's.
+        most_bytes: how much memory they may take together.
     """
 
-    def __init__(self, device: Device, must: bool, most: int = MOST_GRAPHS, most_bytes: int | None = None) -> None:
-        self.device, self.must, self.most = device, must, most
-        self.most_bytes = device.memory()[1] // MOST_SHARE if most_bytes is None else most_bytes
+    def __init__(self, device: Device, must: bool, most: int = MOST_GRAPHS, most_bytes: int = MOST_BYTES) -> None:
+        self.device, self.must, self.most, self.most_bytes = device, must, most, most_bytes
         self.off = ""  # why nothing is recorded any more
         self._recordings: dict[Hashable, _Recording] = {}  # the one used last comes last
         self._calls: dict[Hashable, int] = {}
@@ -96,7 +95,7 @@ class Captured:
         if recording is None:
             return function(*inputs)
         self._recordings[key] = recording
-        self._make_room(0, self.most_bytes)
+        self._make_room(0)
         result: T = recording(*inputs)
         return result
 
@@ -116,7 +115,7 @@ class Captured:
 
     def _record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> _Recording | None:
         """Makes room first: a recording's memory is free only after its end."""
-        self._make_room(1, self.most_bytes)
+        self._make_room(1)
         try:
             recording = _Recording(self.device, function, inputs)
         except Exception as error:
@@ -132,10 +131,11 @@ class Captured:
             return None
         return recording
 
-    def _make_room(self, more: int, most_bytes: int) -> None:
-        """Drops recordings until `more` can be added and the others take no more than `most_bytes`."""
+    def _make_room(self, more: int) -> None:
+        """Drops recordings until `more` can be added and the others take no more than they may."""
         while self._recordings and (
-            len(self._recordings) + more > self.most or sum(one.bytes for one in self._recordings.values()) > most_bytes
+            len(self._recordings) + more > self.most
+            or sum(one.bytes for one in self._recordings.values()) > self.most_bytes
         ):
             self._drop_oldest()
 
