@@ -11,7 +11,16 @@ from paddle import Tensor
 from sd3par import device
 from sd3par.kernels.adaln import MAX_DIM, adaln_reference, adaln_triton
 from sd3par.kernels.attention import MAX_HEAD_DIM, attention_reference, attention_triton
+from sd3par.kernels.conv import (
+    conv3x3_reference,
+    conv3x3_triton,
+    fold,
+    upsample_conv3x3_reference,
+    upsample_conv3x3_triton,
+)
+from sd3par.kernels.conv import fits as conv_fits
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
+from sd3par.kernels.group_norm_silu import fits, group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
     fuses,
@@ -25,13 +34,43 @@ from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import takes, why_not
 
 __all__ = [
-    "adaln", "attention", "gate_adaln", "guidance_euler", "linear", "linear_gelu", "split_heads", "why_not_triton",
+    "adaln", "attention", "conv3x3", "fold", "gate_adaln", "group_norm_silu", "guidance_euler", "linear", "linear_gelu",
+    "split_heads", "upsample_conv3x3", "wants_channels_last", "why_not_triton",
 ]  # fmt: skip
+
+
+DESCRIPTORS = (9, 0)  # the capability from which on GPUs have tensor descriptors
 
 
 def why_not_triton(kind: str | None = None) -> str:
     """Returns why the references run on a kind of device (None: the current one), "" where Triton kernels do."""
     return why_not(kind or device.current().split(":")[0])
+
+
+def wants_channels_last(dtype: str) -> bool:
+    """Returns whether convolutions in a dtype run on maps [B, H, W, C] on the current device.
+
+    Where it fetches blocks by tensor descriptors: without them, Triton's code for these loads is slow.
+    """
+    return (
+        dtype != "float32"
+        and not why_not_triton()
+        and device.Device(device.current(), dtype).capability() >= DESCRIPTORS
+    )
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+    """x: [B, H, W, C], weight: [O, 3, 3, C], bias: [O], residual: [B, H, W, O] or None -> [B, H, W, O]."""
+    if takes(x) and conv_fits(x):
+        return conv3x3_triton(x, weight, bias, residual)
+    return conv3x3_reference(x, weight, bias, residual)
+
+
+def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x: [B, H, W, C], weight: [4, O, 2, 2, C] of `fold`, bias: [O] -> the larger map convolved, [B, 2H, 2W, O]."""
+    if takes(x) and conv_fits(x):
+        return upsample_conv3x3_triton(x, weight, bias)
+    return upsample_conv3x3_reference(x, weight, bias)
 
 
 def attention(segments: list[Tensor]) -> list[Tensor]:
@@ -94,3 +133,10 @@ def guidance_euler(
     if takes(cond):
         return guidance_euler_triton(latents, uncond, cond, guidance_scale, delta)
     return guidance_euler_reference(latents, uncond, cond, guidance_scale, delta)
+
+
+def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, silu: bool) -> Tensor:
+    """x: [B, H, W, C], weight and bias: [C] -> the norm over each of `groups` runs of channels, or its SiLU."""
+    if takes(x) and fits(x, groups):
+        return group_norm_silu_triton(x, groups, weight, bias, epsilon, silu)
+    return group_norm_silu_reference(x, groups, weight, bias, epsilon, silu)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +22,13 @@ from sd3par.kernels.cache import shared_cache
 try:
     import triton
     import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # the references need none
-    triton = tl = None
+    triton = tl = TensorDescriptor = None
 
 __all__ = [
-    "TESTED", "check_last_axis", "check_like", "empty", "jit", "kind_of", "launch", "next_power_of_2", "takes", "tl",
-    "why_not",
+    "TESTED", "check_last_axis", "check_like", "descriptor", "empty", "jit", "kind_of", "launch", "next_power_of_2",
+    "takes", "tl", "why_not",
 ]  # fmt: skip
 TESTED = "3.6"
 MIN_CAPABILITY = (8, 0)  # bfloat16 in tensor cores, asynchronous copies
@@ -97,6 +99,20 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: ob
     run(x, y, z, stream, function, metadata, None, None, None, *values, *constants)
 
 
+def descriptor(x: Tensor, shape: list[int], block: list[int]) -> Any:
+    """Returns Triton's descriptor of x, contiguous, as [*shape], read in blocks; beyond the edges there are zeros.
+
+    Without its constructor, which asks a dtype for what only torch's have.
+    """
+    whole = TensorDescriptor.__new__(TensorDescriptor)
+    whole.base, whole.shape, whole.block_shape, whole.padding = x, shape, block, "zero"
+    whole.strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    aligned = x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in whole.strides[:-1])
+    if not (aligned and x.is_contiguous()):
+        raise ConfigError("tensor", f"strides {x.strides} at {x.data_ptr():#x}", "contiguous rows of whole 16 bytes")
+    return whole
+
+
 def _flatten(arguments: tuple[object, ...]) -> tuple[list[object], list[object]]:
     """Returns arguments as the launcher takes them, and of each what Triton compiles for, or more.
 
@@ -111,6 +127,9 @@ def _flatten(arguments: tuple[object, ...]) -> tuple[list[object], list[object]]
             values.append(address)
             kinds.append(one.dtype)
             kinds.append(address % 16 == 0)
+        elif isinstance(one, TensorDescriptor):
+            values.append(one)
+            kinds.append((one.base.dtype, *one.block_shape))
         else:
             values.append(one)
             kinds.append(float if isinstance(one, float) else one)

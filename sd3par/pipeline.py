@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sd3par import images, weights
+from sd3par.captured import Captured, directly
 from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig, parse_config, require
 from sd3par.denoise import Denoiser, OnStep
 from sd3par.device import Device, choose, synchronize
@@ -62,6 +63,7 @@ class SD3Pipeline:
         self.mesh, self.parallel = mesh, parallel
         self.scheduler = SchedulerConfig.parse(files.scheduler, "scheduler")
         self.graphs: StepGraphs | None = None
+        self.captured: Captured | None = None
         self.interrupt = False
         self.watchdog = Watchdog.start(Mesh.single())
 
@@ -82,8 +84,8 @@ class SD3Pipeline:
         Args:
             path: "tiny" (bundled), a diffusers or Paddle-layout folder, or a single .safetensors file.
             dtype: "auto" is bfloat16 on GPUs, float32 on the CPU.
-            engine: "graph" records a denoising step as a CUDA graph and replays it, "eager" asks for its operators one
-                by one, which is slower and simpler to debug; "auto" is graph where it can be.
+            engine: "graph" records steps, text encoders and autoencoder as CUDA graphs and replays them, "eager" asks
+                for operators one by one, which is slower and simpler to debug; "auto" is graph where it can be.
             text_encoder_3: False drops T5 (its tokens are zeros then, as in diffusers).
             tokenizers: folder with tokenizer, tokenizer_2 and tokenizer_3, which single files do not hold.
             rank_timeout_s: how long another process may be silent before this one gives up.
@@ -104,7 +106,7 @@ class SD3Pipeline:
         with watchdog.told_of_errors():
             pipe = cls.load(files, target, mesh, parallel)
             mesh.meet("loaded")
-        pipe.graphs, pipe.watchdog = graphs, watchdog
+        pipe.graphs, pipe.captured, pipe.watchdog = graphs, Captured.choose(engine, target), watchdog
         return pipe
 
     @property
@@ -257,13 +259,12 @@ class SD3Pipeline:
                 return states
         kind = "negative_prompt" if negative else "prompt"
         first, second, third = (getattr(request, kind + suffix) for suffix in ("", "_2", "_3"))
-        halves = [
-            spread(each or first or ("",), rows, request.num_images_per_prompt) for each in (first, second, third)
-        ]
+        count = request.num_images_per_prompt
+        clip_l, clip_g, t5 = (spread(each or first or ("",), rows, count) for each in (first, second, third))
         if self.text is None:
             raise ConfigError("prompt", request.prompt, "prompt_embeds: the model has no text encoders")
         width = self.transformer.config.joint_attention_dim
-        return self.text.encode(halves[0], halves[1], halves[2], request.max_sequence_length, width)
+        return self.text.encode(clip_l, clip_g, t5, request.max_sequence_length, width, self.captured or directly)
 
     def _plan(self, request: GenerationRequest, inputs: Inputs) -> Schedule:
         return schedule(self.scheduler, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
@@ -283,17 +284,25 @@ class SD3Pipeline:
         # diffusers draws the posterior's sample first, then the noise, from one generator per image.
         drawn = paddle.to_tensor(noise((shape[0], 2 * shape[1], *shape[2:]), request.seed))
         posterior, fresh = drawn.chunk(2, axis=1)
-        latents = self.vae.encode(start.picture, posterior)  # [1, 3, H, W], encoded once -> [B, C, h, w]
+        latents = (self.captured or directly)(
+            self.vae.encode, start.picture, posterior
+        )  # [1, 3, H, W], encoded once -> [B, C, h, w]
         return add_noise(latents, fresh, float(plan.sigmas[0]))
 
     def _decode(self, latents: Tensor, output_type: str) -> Any:
-        """latents: [B, C, h, w] -> what `output_type` says; one image at a time, to bound memory."""
+        """latents: [B, C, h, w] -> what `output_type` says."""
         if output_type == "latent":
             return latents
-        pixels = paddle.concat([self.vae.decode(one) for one in latents.split(latents.shape[0])])  # [B, 3, H, W]
+        pixels = self.pixels(latents)
         if output_type == "np":
             return images.to_unit(pixels)
         return [Image.fromarray(one) for one in images.to_uint8(pixels)]
+
+    @paddle.no_grad()
+    def pixels(self, latents: Tensor) -> Tensor:
+        """latents: [B, C, h, w] -> [B, 3, H, W] in the model's dtype, -1 to 1 but not clamped; one image at a time."""
+        call = self.captured or directly
+        return paddle.concat([call(self.vae.decode, one) for one in latents.split(latents.shape[0])])
 
     @contextmanager
     def _ticks(self, plan: Schedule, progress: bool) -> Iterator[Any]:

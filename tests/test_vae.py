@@ -12,7 +12,7 @@ import paddle
 import pytest
 
 from sd3par.errors import CheckpointError, ConfigError
-from sd3par.vae import VAE, VAEConfig
+from sd3par.vae import VAE, VAEConfig, blocks
 from sd3par.weights import Component
 from tests import tolerances
 from tests.arrays import array
@@ -65,6 +65,28 @@ def test_encode(variant: str) -> None:
     images, noise = tensors(variant, "images", "noise")
     assert error(vae.encode(images), golden(variant)["mean"]) < tolerances.VAE
     assert error(vae.encode(images, noise), golden(variant)["sample"]) < tolerances.VAE
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_channels_last(variant: str) -> None:
+    """GPUs take this way in half precision; the references of their kernels take it here."""
+    vae = VAE.load(component(variant), "float32")
+    vae.to_channels_last()
+    images, latents, noise = tensors(variant, "images", "latents", "noise")
+    assert error(vae.decode(latents), golden(variant)["decoded"]) < tolerances.VAE
+    assert error(vae.encode(images, noise), golden(variant)["sample"]) < tolerances.VAE
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_attention_in_parts(last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many queries at once as memory bears, whatever divides them."""
+    monkeypatch.setattr(blocks, "MOST_SCORES", 999)
+    vae = VAE.load(component("sd3"), "float32", encoder=False)
+    if last:
+        vae.to_channels_last()
+    (latents,) = tensors("sd3", "latents")
+    assert latents.shape[0] * latents[0, 0].size ** 2 > 2 * 999
+    assert error(vae.decode(latents), golden("sd3")["decoded"]) < tolerances.VAE
 
 
 def test_decoder_alone_reads_no_encoder() -> None:

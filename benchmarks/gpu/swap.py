@@ -8,10 +8,12 @@ from typing import Any
 
 from sd3par import kernels
 
+_NO_WORK = ("fold", "wants_channels_last", "why_not_triton")  # they decide and prepare
+
 
 def names() -> list[str]:
     """Returns the names of all functions that the model calls for its work."""
-    return [name for name in kernels.__all__ if name != "why_not_triton"]
+    return [name for name in kernels.__all__ if name not in _NO_WORK]
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
+from sd3par.captured import directly
 from sd3par.config import require
 from sd3par.errors import CheckpointError
 from sd3par.text.clip import CLIPTextEncoder
@@ -68,6 +70,7 @@ class TextEncoders:
         prompts_3: Sequence[str],
         max_sequence_length: int,
         joint_dim: int,
+        call: Callable[..., Any] = directly,
     ) -> TextStates:
         """Encodes R prompts as diffusers' `StableDiffusion3Pipeline.encode_prompt` does.
 
@@ -77,6 +80,7 @@ class TextEncoders:
             prompts_3: R texts for T5.
             max_sequence_length: tokens that T5 reads of a prompt.
             joint_dim: width of the context that the MM-DiT reads.
+            call: what calls an encoder with its tensors (`captured.Captured`).
 
         Returns:
             context [R, 77 + max_sequence_length, joint_dim]; without T5 its last tokens are zeros.
@@ -89,9 +93,9 @@ class TextEncoders:
         require(max_sequence_length >= 1, "max_sequence_length", max_sequence_length, "at least 1")
         for name, texts in (("prompt_2", prompts_2), ("prompt_3", prompts_3)):
             require(len(texts) == rows, name, f"{len(texts)} texts", f"{rows} texts, as many as prompt has")
-        hidden_l, pooled_l = self.encode_clip(self.clip_l, self.tokenizer_l, prompts)
-        hidden_g, pooled_g = self.encode_clip(self.clip_g, self.tokenizer_g, prompts_2)
-        hidden_t5 = self.encode_t5(prompts_3, max_sequence_length)
+        hidden_l, pooled_l = self.encode_clip(self.clip_l, self.tokenizer_l, prompts, call)
+        hidden_g, pooled_g = self.encode_clip(self.clip_g, self.tokenizer_g, prompts_2, call)
+        hidden_t5 = self.encode_t5(prompts_3, max_sequence_length, call)
         if hidden_t5 is None:
             hidden_t5 = paddle.zeros([rows, max_sequence_length, joint_dim], dtype=hidden_l.dtype)
         return TextStates(
@@ -99,19 +103,20 @@ class TextEncoders:
         )
 
     def encode_clip(
-        self, encoder: CLIPTextEncoder, tokenizer: CLIPTokenizer, prompts: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
+        self, encoder: CLIPTextEncoder, tokenizer: CLIPTokenizer, prompts: Sequence[str],
+        call: Callable[..., Any] = directly,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Returns hidden [R, 77, width] and pooled [R, projection] of R prompts."""
         unique, rows = _unique(prompts)
-        hidden, pooled = encoder(_token_ids("CLIP", tokenizer, unique, self.clip_length))
+        hidden, pooled = call(encoder, _token_ids("CLIP", tokenizer, unique, self.clip_length))
         return rows(hidden), rows(pooled)
 
-    def encode_t5(self, prompts: Sequence[str], length: int) -> Tensor | None:
+    def encode_t5(self, prompts: Sequence[str], length: int, call: Callable[..., Any] = directly) -> Tensor | None:
         """Returns T5's states [R, length, d_model] of R prompts, or None without T5."""
         if self.t5 is None or self.tokenizer_t5 is None:
             return None
         unique, rows = _unique(prompts)
-        return rows(self.t5(_token_ids("T5", self.tokenizer_t5, unique, length)))
+        return rows(call(self.t5, _token_ids("T5", self.tokenizer_t5, unique, length)))
 
 
 def join_context(hidden_l: Tensor, hidden_g: Tensor, hidden_t5: Tensor, joint_dim: int) -> Tensor:

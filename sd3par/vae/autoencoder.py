@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from sd3par import kernels
 from sd3par.errors import ConfigError
-from sd3par.layers import Conv2D
+from sd3par.layers import Conv2D, MapLayer
 from sd3par.vae.blocks import DownBlock, MidBlock, UpBlock, norm
 from sd3par.vae.config import VAEConfig
 from sd3par.weights import Component, fill
@@ -38,7 +38,7 @@ class Encoder(nn.Layer):
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)  # [B, last width, H/s, W/s]
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x, silu=True))
 
 
 class Decoder(nn.Layer):
@@ -60,11 +60,13 @@ class Decoder(nn.Layer):
         x = self.mid_block(self.conv_in(x))  # [B, last width, H/s, W/s]
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))  # [B, 3, H, W]
+        return self.conv_out(self.conv_norm_out(x, silu=True))  # [B, 3, H, W]
 
 
-class VAE(nn.Layer):
+class VAE(MapLayer):
     """diffusers' `AutoencoderKL`, with the denoiser's scale of latents taken care of.
+
+    Its maps are [B, C, H, W]; with channels last, those within are [B, H, W, C].
 
     Args:
         encoder: whether `encode` is wanted; text-to-image only decodes.
@@ -90,12 +92,21 @@ class VAE(nn.Layer):
         model = cls(VAEConfig.parse(component.config, component.where), dtype, encoder)
         fill(model, component.checkpoint, ignored=() if encoder else ENCODER)
         model.eval()
+        if kernels.wants_channels_last(dtype):
+            model.to_channels_last()
         return model
 
     @property
     def scale_factor(self) -> int:
         """Pixels per latent, along height and along width."""
         return self.config.scale_factor
+
+    def to_channels_last(self) -> None:
+        """Changes the layout of all maps within; the weights hold their values already."""
+        super().to_channels_last()
+        for layer in self.sublayers():
+            if isinstance(layer, MapLayer):
+                layer.to_channels_last()
 
     def forward(self, latents: Tensor) -> Tensor:
         """The same as `decode`."""
@@ -108,8 +119,8 @@ class VAE(nn.Layer):
             latents: [B, C, H/s, W/s] at the denoiser's scale, any floating dtype.
         """
         z = latents.astype("float32") / self.config.scaling_factor + self.config.shift
-        z = z.astype(self.dtype)  # [B, C, H/s, W/s]
-        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        z = self._inner(z.astype(self.dtype))  # [B, C, H/s, W/s]
+        return self._outer(self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z)))
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Returns latents [B, C, H/s, W/s] at the denoiser's scale, fp32.
@@ -123,10 +134,18 @@ class VAE(nn.Layer):
         """
         if self.encoder is None:
             raise ConfigError("encoder", False, "True: this autoencoder was made to decode only")
-        moments = self.encoder(images.astype(self.dtype))  # [B, 2C, H/s, W/s]
-        moments = moments if self.quant_conv is None else self.quant_conv(moments)
+        moments = self.encoder(self._inner(images.astype(self.dtype)))  # [B, 2C, H/s, W/s]
+        moments = self._outer(moments if self.quant_conv is None else self.quant_conv(moments))
         z, log_variance = moments.astype("float32").chunk(2, axis=1)  # [B, C, H/s, W/s] each
         if noise is not None:
             # The limits are those of diffusers' DiagonalGaussianDistribution.
             z = z + paddle.exp(0.5 * log_variance.clip(-30.0, 20.0)) * noise.astype("float32")
         return (z - self.config.shift) * self.config.scaling_factor
+
+    def _inner(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W] -> the same map as the layers take it."""
+        return x.transpose([0, 2, 3, 1]).contiguous() if self.channels_last else x
+
+    def _outer(self, x: Tensor) -> Tensor:
+        """x: a map as the layers give it -> [B, C, H, W]."""
+        return x.transpose([0, 3, 1, 2]) if self.channels_last else x

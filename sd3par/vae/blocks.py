@@ -1,4 +1,4 @@
-"""Blocks of the autoencoder; each maps [B, C, H, W] and knows nothing of the others."""
+"""Blocks of the autoencoder; each knows nothing of the others. With channels last, maps are [B, H, W, C]."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from sd3par.layers import Conv2D, GroupNorm, Linear
+from sd3par.layers import Conv2D, GroupNorm, Linear, MapLayer, UpsampleConv2D
 from sd3par.vae.config import VAEConfig
 
 EPSILON = 1e-6  # AutoencoderKL's norms; its config does not hold it
+MOST_SCORES = 1 << 28  # of the attention at once, 512 MiB in half precision: as many as a picture of 1024 x 1024 has
 
 
 def norm(config: VAEConfig, channels: int, dtype: str) -> GroupNorm:
@@ -32,12 +33,12 @@ class ResnetBlock(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, in, H, W] -> [B, out, H, W]."""
-        y = self.conv1(F.silu(self.norm1(x)))  # [B, out, H, W]
-        y = self.conv2(F.silu(self.norm2(y)))  # [B, out, H, W]
-        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        y = self.conv1(self.norm1(x, silu=True))  # [B, out, H, W]
+        residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return self.conv2(self.norm2(y, silu=True), residual)
 
 
-class Attention(nn.Layer):
+class Attention(MapLayer):
     """Self-attention of one head over all positions, around a residual."""
 
     def __init__(self, config: VAEConfig, channels: int, dtype: str) -> None:
@@ -51,12 +52,22 @@ class Attention(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W] -> [B, C, H, W]."""
-        y = self.group_norm(x).flatten(2).transpose([0, 2, 1])  # [B, HW, C]
-        query, key, value = self.to_q(y) * self.scale, self.to_k(y), self.to_v(y)  # [B, HW, C] each
+        y = self.group_norm(x)
+        y = y.flatten(1, 2) if self.channels_last else y.flatten(2).transpose([0, 2, 1])  # [B, HW, C]
+        y = self.to_out[0](self._mix(self.to_q(y) * self.scale, self.to_k(y), self.to_v(y)))  # [B, HW, C]
+        return x + (y if self.channels_last else y.transpose([0, 2, 1])).reshape(x.shape)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query (scaled), key, value: [B, HW, C] -> [B, HW, C], from as many queries at once as memory bears."""
         # Written out, because flash attention ends at head dim 256 and this one head has 512.
-        weights = F.softmax(paddle.matmul(query, key, transpose_y=True), axis=-1)  # [B, HW, HW]
-        y = self.to_out[0](paddle.matmul(weights, value))  # [B, HW, C]
-        return x + y.transpose([0, 2, 1]).reshape(x.shape)
+        parts = 1
+        if paddle.in_dynamic_mode():
+            parts = -(-query.shape[0] * query.shape[1] ** 2 // MOST_SCORES)
+        mixed = []
+        for some in paddle.tensor_split(query, parts, axis=1) if parts > 1 else [query]:
+            weights = F.softmax(paddle.matmul(some, key, transpose_y=True), axis=-1)  # [B, queries, HW]
+            mixed.append(paddle.matmul(weights, value))
+        return mixed[0] if parts <= 1 else paddle.concat(mixed, axis=1)
 
 
 class MidBlock(nn.Layer):
@@ -77,7 +88,7 @@ class MidBlock(nn.Layer):
         return self.resnets[1](x)
 
 
-class Downsample(nn.Layer):
+class Downsample(MapLayer):
     """Halves height and width."""
 
     def __init__(self, channels: int, dtype: str) -> None:
@@ -86,7 +97,7 @@ class Downsample(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W] -> [B, C, H/2, W/2]; zeros are added right and below only, as in training."""
-        return self.conv(F.pad(x, [0, 1, 0, 1]))
+        return self.conv(F.pad(x, [0, 1, 0, 1], data_format="NHWC" if self.channels_last else "NCHW"))
 
 
 class Upsample(nn.Layer):
@@ -94,13 +105,11 @@ class Upsample(nn.Layer):
 
     def __init__(self, channels: int, dtype: str) -> None:
         super().__init__()
-        self.conv = Conv2D(channels, channels, 3, dtype, padding=1)
+        self.conv = UpsampleConv2D(channels, channels, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W] -> [B, C, 2H, 2W]."""
-        # As a broadcast: F.interpolate takes 2 to 6 times as long on the CPU.
-        x = x.unsqueeze([3, 5]).expand([-1, -1, -1, 2, -1, 2])  # [B, C, H, 2, W, 2]
-        return self.conv(x.flatten(4, 5).flatten(2, 3))
+        return self.conv(x)
 
 
 class DownBlock(nn.Layer):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import paddle
@@ -17,13 +18,16 @@ from triton.backends.nvidia.driver import CudaDriver
 from sd3par.kernels import runtime
 from sd3par.kernels.adaln import _adaln, adaln_triton
 from sd3par.kernels.attention import _attention, attention_triton
+from sd3par.kernels.conv import _conv3x3, conv3x3_triton, upsample_conv3x3_triton
 from sd3par.kernels.gate_adaln import _gate_adaln, gate_adaln_triton
+from sd3par.kernels.group_norm_silu import _apply, _merge, _partial, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import _guidance_euler, guidance_euler_triton
 from sd3par.kernels.qkv import _split_heads, split_heads_triton
 
 CAPABILITIES = (80, 90, 100)
 KERNELS = {"attention": _attention, "adaln": _adaln, "gate_adaln": _gate_adaln, "split_heads": _split_heads,
-           "guidance_euler": _guidance_euler}  # fmt: skip
+           "guidance_euler": _guidance_euler, "group_norm_partial": _partial, "group_norm_merge": _merge,
+           "group_norm_apply": _apply, "conv3x3": _conv3x3}  # fmt: skip
 
 
 def stub(capability: int, launches: list[tuple[int, ...]]) -> CudaDriver:
@@ -56,6 +60,14 @@ def call_all() -> None:
     split_heads_triton(paddle.zeros([1, 37, 4608], dtype=half), 64, norms[0], norms[1])
     latents, delta = paddle.zeros([1, 37, 64]), paddle.zeros([3])[1]
     guidance_euler_triton(latents, latents.astype(half), latents.astype(half), 7.0, delta)
+    channels = paddle.zeros([256], dtype=half)
+    group_norm_silu_triton(paddle.zeros([1, 8, 8, 256], dtype=half), 32, channels, channels, 1e-6, True)
+    zeros = partial(paddle.zeros, dtype=half)
+    for width, outputs in ((128, 256), (64, 128), (64, 3)):
+        x, bias = zeros([1, 2, width, 64]), zeros([outputs])
+        conv3x3_triton(x, zeros([outputs, 3, 3, 64]), bias, zeros([1, 2, width, outputs]) if outputs == 3 else None)
+        if outputs > 3:
+            upsample_conv3x3_triton(x, zeros([4, outputs, 2, 2, 64]), bias)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ install()
 import json  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
+from functools import partial  # noqa: E402
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
@@ -20,7 +21,16 @@ from paddle import Tensor  # noqa: E402
 
 from sd3par.kernels.adaln import adaln_reference, adaln_triton  # noqa: E402
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton  # noqa: E402
+from sd3par.kernels.conv import Tiles as ConvTiles  # noqa: E402
+from sd3par.kernels.conv import (  # noqa: E402
+    conv3x3_reference,
+    conv3x3_triton,
+    fold,
+    upsample_conv3x3_reference,
+    upsample_conv3x3_triton,
+)
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton  # noqa: E402
+from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton  # noqa: E402
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton  # noqa: E402
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton  # noqa: E402
 from tests.arrays import array  # noqa: E402
@@ -95,10 +105,46 @@ def other_cases() -> Iterator[Case]:
         yield f"guidance_euler {name}", got, want
 
 
+def group_norm_cases() -> Iterator[Case]:
+    """Means of ten deviations; tiles of several programs each, one of which ends early."""
+    for images, height, width, channels, groups in [(2, 7, 5, 32, 8), (1, 9, 4, 64, 64), (2, 1, 1, 16, 4)]:
+        x = tensor(f"map{channels}", images, height, width, channels) + 10.0
+        x[:, :, :, : channels // 2] *= 0.3
+        weight, bias = (tensor(f"group norm {name}{channels}", channels) for name in ("weight", "bias"))
+        for silu in (True, False):
+            arguments = (x, groups, weight, bias, 1e-6, silu)
+            want = group_norm_silu_reference(*(wide(argument) for argument in arguments))
+            for tile, parts in ((256, 6), (128, 512), (4096, 2)):
+                name = f"group_norm_silu {list(x.shape)} {silu} in tiles of {tile}, {parts} parts"
+                yield name, group_norm_silu_triton(*arguments, tile=tile, parts=parts), want
+
+
+def conv_cases() -> Iterator[Case]:
+    """Lines that end within a tile, outputs that do, programs that share tiles; against another layout and order."""
+    for shape, outputs, tiles in [
+        ((2, 3, 21, 16), 16, ConvTiles(16, 16, 16, 4, 2)),
+        ((1, 4, 37, 64), 64, ConvTiles(32, 32, 32, 4, 2)),
+        ((1, 4, 37, 128), 64, ConvTiles(32, 64, 64, 4, 2, 3)),
+        ((1, 5, 17, 64), 3, None),
+    ]:
+        x, filters = tensor(f"map{shape}", *shape), 0.05 * tensor(f"filters{outputs}", outputs, 3, 3, shape[-1])
+        bias, residual = tensor(f"bias{outputs}", outputs), tensor(f"residual{shape}", *shape[:3], outputs)
+        for case, given in (("", None), (" with a residual", residual)):
+            yield pair(
+                f"conv3x3 {shape} {outputs}{case}", partial(conv3x3_triton, tiles=tiles), conv3x3_reference, x, filters,
+                bias, given,
+            )  # fmt: skip
+        got = upsample_conv3x3_triton(x, fold(filters), bias, tiles)
+        large = x.astype("float64").repeat_interleave(2, axis=1).repeat_interleave(2, axis=2)
+        yield f"upsample_conv3x3 {shape} {outputs}", got, conv3x3_reference(large, wide(filters), wide(bias), None)
+        folded = upsample_conv3x3_reference(x, fold(filters), bias)
+        yield f"upsample_conv3x3_reference {shape} {outputs}", folded, got
+
+
 def main() -> None:
     paddle.set_device("cpu")
     errors = {"torch is loaded": float("torch" in sys.modules)}
-    for cases in (attention_cases(), norm_cases(), other_cases()):
+    for cases in (attention_cases(), norm_cases(), other_cases(), group_norm_cases(), conv_cases()):
         for name, got, want in cases:
             error = (
                 np.abs(got.numpy().astype(np.float64) - want.numpy()).max(initial=0.0)

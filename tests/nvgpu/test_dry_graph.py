@@ -53,6 +53,28 @@ print(paddle.device.memory_reserved("nvgpu:0") < reserved[2])
 pipe(prompt="a", height=64, width=64, num_inference_steps=3, progress=False)  # its graph is there when Python ends
 """
 
+CAPTURED = """
+import numpy as np
+import paddle
+from sd3par import SD3Pipeline
+
+pipe = SD3Pipeline.from_pretrained("tiny", engine="graph")
+pipe.vae.to_channels_last()
+reserved, black = [], np.zeros([64, 64, 3], "uint8")
+for turn in range(8):
+    for height, width, more in ((64, 64, {}), (64, 80, {}), (64, 64, {"image": black})):
+        pipe(prompt="a", height=height, width=width, num_inference_steps=2, progress=False, **more)
+    reserved.append(paddle.device.memory_reserved("nvgpu:0"))
+names = sorted(getattr(key[0], "__qualname__", type(key[0]).__name__) for key in pipe.captured._recordings)
+print(*names)
+print(reserved[-1] == reserved[-3], all(one.bytes > 0 for one in pipe.captured._recordings.values()))
+pipe.captured.clear()
+print(paddle.device.memory_reserved("nvgpu:0") < reserved[-1])
+for turn in range(3):
+    pipe(prompt="b", height=64, width=64, num_inference_steps=2, progress=False)
+print(len(pipe.captured._recordings))
+"""
+
 
 def test_a_graph_has_memory_of_its_own(dry_plugin: Path) -> None:
     """No tensor made later lies where one lay that the recording made and dropped; Paddle must not change this."""
@@ -64,3 +86,11 @@ def test_steps_are_recorded_and_graphs_bounded(dry_plugin: Path) -> None:
     done = python(dry_plugin, ["-c", PIPELINE])
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == ["graph 4 True True", "True"]
+
+
+def test_text_encoders_and_autoencoder_are_recorded(dry_plugin: Path) -> None:
+    """The autoencoder with channels last, as on GPUs; memory is flat, given back, and taken again."""
+    done = python(dry_plugin, ["-c", CAPTURED], FLAGS_enable_api_kernel_fallback="0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = "CLIPTextEncoder CLIPTextEncoder T5Encoder VAE.decode VAE.decode VAE.encode"
+    assert done.stdout.splitlines() == [names, "True True", "True", "4"]

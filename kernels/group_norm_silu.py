@@ -1,0 +1,142 @@
+"""Group norm of channels-last maps, with the SiLU behind it or not: the norms of the autoencoder.
+
+Two reads and one write. Statistics are fp32 and centred: running means (Welford) a column, merged by Chan's formula.
+"""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from sd3par.config import require
+from sd3par.kernels.runtime import check_like, jit, launch, next_power_of_2, tl
+
+MAX_CHANNELS = 2048  # a pixel's channels and their statistics stay in registers
+PARTS = 512  # programs that read for the statistics: four on each of 132 processors, together in flight
+TILE = 4096  # numbers a program holds at once, 32 a thread
+WARPS = 4
+
+
+def group_norm_silu_reference(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, silu: bool
+) -> Tensor:
+    """x: [B, H, W, C], weight and bias: [C] -> the norm over each of `groups` runs of channels, or its SiLU."""
+    wide = x if x.dtype == paddle.float64 else x.astype("float32")
+    parts = wide.reshape([x.shape[0], -1, groups, x.shape[-1] // groups])  # [B, H * W, groups, C / groups]
+    centred = parts - parts.mean([1, 3], keepdim=True)
+    normed = centred * paddle.rsqrt(centred.square().mean([1, 3], keepdim=True) + epsilon)
+    y = normed.reshape(x.shape) * weight.astype(wide.dtype) + bias.astype(wide.dtype)
+    return (F.silu(y) if silu else y).astype(x.dtype)
+
+
+def fits(x: Tensor, groups: int) -> bool:
+    """Returns whether the kernels can cut x, [B, H, W, C]: its C and so `groups` are powers of two."""
+    channels = x.shape[-1]
+    return channels == next_power_of_2(channels) <= MAX_CHANNELS and channels % groups == 0 and x.is_contiguous()
+
+
+def group_norm_silu_triton(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, silu: bool,
+    tile: int = TILE, warps: int = WARPS, parts: int = PARTS,
+) -> Tensor:  # fmt: skip
+    """The same in three kernels, in half precision: statistics of parts, of all, and what they are for."""
+    require(x.ndim == 4 and fits(x, groups), "x", f"shape {x.shape}", f"[B, H, W, C] in one run, {groups} groups")
+    images, height, width, channels = x.shape
+    check_like(x, [channels], weight=weight, bias=bias)
+    pixels, rows = height * width, max(tile // channels, 1)
+    tiles = -(-pixels // rows)
+    parts = min(tiles, max(parts // max(images, 1), 1))
+    partial = paddle.empty([images, parts, 2, groups], dtype="float32")
+    statistics = paddle.empty([images, 2, groups], dtype="float32")
+    out = paddle.empty(x.shape, dtype=x.dtype)
+    cut = {"GROUPS": groups, "CHANNELS": channels, "ROWS": rows, "num_warps": warps}
+    launch(_partial, (parts, images), x, partial, pixels, parts, **cut)
+    some = min(groups, 8)  # 32 bytes of each part, what memory gives at least
+    launch(
+        _merge, (groups // some, images), partial, statistics, pixels, parts, GROUPS=groups, SOME=some,
+        CHANNELS=channels, ROWS=rows, PARTS=next_power_of_2(parts), EPSILON=epsilon, num_warps=4,
+    )  # fmt: skip
+    launch(_apply, (tiles, images), x, statistics, weight, bias, out, pixels, SILU=silu, **cut)
+    return out
+
+
+@jit
+def _group_sums(x: tl.tensor, GROUPS: tl.constexpr, CHANNELS: tl.constexpr) -> tl.tensor:
+    """x: [CHANNELS] -> [GROUPS]."""
+    return tl.sum(tl.reshape(x, [GROUPS, CHANNELS // GROUPS]), 1)
+
+
+@jit
+def _partial(  # type: ignore[no-untyped-def]
+    x, partial, pixels, parts, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr
+):
+    """One program every parts-th tile of ROWS pixels: so all read the map from front to back, together."""
+    part = tl.program_id(0)
+    image = tl.program_id(1).to(tl.int64)
+    row = tl.arange(0, ROWS)
+    base = x + image * pixels * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    mean = tl.zeros([ROWS, CHANNELS], tl.float32)
+    squares = tl.zeros([ROWS, CHANNELS], tl.float32)  # of differences to the mean
+    count = 0.0
+    for first in range(part * ROWS, pixels, parts * ROWS):
+        pixel = first + row
+        inside = (pixel < pixels)[:, None]
+        value = tl.load(base + pixel.to(tl.int64)[:, None] * CHANNELS, mask=inside, other=0.0).to(tl.float32)
+        count += 1.0
+        difference = tl.where(inside, value - mean, 0.0)
+        mean += difference * (1.0 / count)
+        squares += difference * (value - mean)
+    # Pixels that a row of tiles has had, [ROWS, 1]; all of them count the same in each of a group's columns.
+    had = tl.maximum(tl.cdiv(tl.cdiv(pixels - row, ROWS) - part, parts), 0).to(tl.float32)
+    total = tl.sum(had, 0)
+    whole = _group_sums(tl.sum(mean * had[:, None], 0), GROUPS, CHANNELS) / (total * (CHANNELS // GROUPS))
+    around = tl.reshape(tl.broadcast_to(whole[:, None], [GROUPS, CHANNELS // GROUPS]), [1, CHANNELS])
+    squares += had[:, None] * (mean - around) * (mean - around)
+    place = partial + (image * parts + part) * 2 * GROUPS + tl.arange(0, GROUPS)
+    tl.store(place, whole)
+    tl.store(place + GROUPS, _group_sums(tl.sum(squares, 0), GROUPS, CHANNELS))
+
+
+@jit
+def _merge(  # type: ignore[no-untyped-def]
+    partial, statistics, pixels, parts, GROUPS: tl.constexpr, SOME: tl.constexpr, CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr, PARTS: tl.constexpr, EPSILON: tl.constexpr,
+):  # fmt: skip
+    """One program SOME groups of an image: [2, GROUPS], means and reciprocals of standard deviations."""
+    image = tl.program_id(1).to(tl.int64)
+    group = tl.program_id(0) * SOME + tl.arange(0, SOME)
+    part = tl.arange(0, PARTS)
+    mask = (part < parts)[:, None]
+    place = partial + ((image * parts + part) * 2 * GROUPS)[:, None] + group[None, :]
+    means = tl.load(place, mask=mask, other=0.0)
+    squares = tl.load(place + GROUPS, mask=mask, other=0.0)
+    tiles = pixels // ROWS
+    had = tl.cdiv(tl.maximum(tiles - part, 0), parts) * ROWS + tl.where(tiles % parts == part, pixels % ROWS, 0)
+    had = tl.where(part < parts, had, 0).to(tl.float32)[:, None]
+    mean = tl.sum(means * had, 0) / pixels
+    squares += (CHANNELS // GROUPS) * had * (means - mean[None, :]) * (means - mean[None, :])
+    variance = tl.sum(squares, 0) / pixels / (CHANNELS // GROUPS)
+    out = statistics + image * 2 * GROUPS + group
+    tl.store(out, mean)
+    tl.store(out + GROUPS, tl.rsqrt(variance + EPSILON))
+
+
+@jit
+def _apply(  # type: ignore[no-untyped-def]
+    x, statistics, weight, bias, out, pixels,
+    SILU: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """One program a tile; from back to front, since the end of the map was read last and may still be in the cache."""
+    image = tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, CHANNELS)
+    pixel = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS + tl.arange(0, ROWS)
+    place = (image * pixels + pixel.to(tl.int64))[:, None] * CHANNELS + column[None, :]
+    inside = (pixel < pixels)[:, None]
+    value = tl.load(x + place, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    group = statistics + image * 2 * GROUPS + column // (CHANNELS // GROUPS)
+    factor = tl.load(group + GROUPS) * tl.load(weight + column).to(tl.float32)
+    value = (value - tl.load(group)[None, :]) * factor[None, :] + tl.load(bias + column).to(tl.float32)[None, :]
+    if SILU:
+        value = value * tl.sigmoid(value)
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)

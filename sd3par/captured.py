@@ -1,0 +1,150 @@
+"""Functions of tensors as CUDA graphs: each recorded for the shapes that it is called with often, and replayed.
+
+For the autoencoder and the text encoders, which are called once or twice a picture; `graph` does the denoising steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import paddle
+from paddle import Tensor
+
+from sd3par.device import CapturedGraph, Device, release_idle_memory, synchronize
+from sd3par.errors import shorten
+from sd3par.graph import why_not
+
+T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
+
+MOST_GRAPHS = 8  # kept of all functions together
+MOST_BYTES = 8 << 30  # of all of them together; larger pictures keep the device busy without
+# Calls of a shape that ask for the operators one by one. They compile, choose and warm up what the recording needs,
+# and a process that makes one picture with guidance, two prompts, is done sooner without any recording.
+EAGER_CALLS = 2
+_MOST_COUNTED = 256  # shapes, of which calls are counted
+
+log = logging.getLogger(__name__)
+
+
+def directly(function: Callable[..., T], *inputs: Tensor) -> T:
+    """Returns function(*inputs), as `Captured` does where nothing is recorded."""
+    return function(*inputs)
+
+
+class _Recording:
+    """A recorded call with memory of its own for its inputs."""
+
+    def __init__(self, device: Device, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+        self._inputs = held = tuple(x.clone() for x in inputs)
+        synchronize()
+        release_idle_memory()  # so that what is reserved from here on is the recording's
+        before = paddle.device.memory_reserved(device.name)
+        # Of local names: a graph that held this object would wait for the garbage collector.
+        self._graph = CapturedGraph(device, lambda: function(*held), warmups=0)
+        self.bytes = paddle.device.memory_reserved(device.name) - before
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Returns what the function gives for inputs of the recorded shapes, in memory that stays the caller's."""
+        for value, into in zip(inputs, self._inputs, strict=True):
+            address = into.data_ptr()
+            paddle.assign(value, into)
+            if into.data_ptr() != address:
+                raise RuntimeError(f"an input of shape {list(into.shape)} of a CUDA graph was given other memory")
+        result = self._graph()
+        return tuple(one.clone() for one in result) if isinstance(result, tuple) else result.clone()
+
+    def reset(self) -> None:
+        """Waits for the device and gives the memory of the recording back."""
+        self._graph.reset()
+
+
+class Captured:
+    """Calls functions of tensors, by their recordings where there are any.
+
+    A function may be a layer or a bound method; it takes tensors and returns one or a tuple of them, waits for nothing,
+    and reads its weights from where they were when it was recorded: `clear` after giving them other memory.
+
+    Of too many recordings, or too large ones, those that were not used for longest go.
+
+    Args:
+        device: the current device.
+        must: whether a call that cannot be recorded is an error, or the operators are run one by one from then on.
+        most: how many recordings are kept.
+        most_bytes: how much memory they may take together.
+    """
+
+    def __init__(self, device: Device, must: bool, most: int = MOST_GRAPHS, most_bytes: int = MOST_BYTES) -> None:
+        self.device, self.must, self.most, self.most_bytes = device, must, most, most_bytes
+        self.off = ""  # why nothing is recorded any more
+        self._recordings: dict[Hashable, _Recording] = {}  # the one used last comes last
+        self._calls: dict[Hashable, int] = {}
+
+    @classmethod
+    def choose(cls, engine: str, device: Device) -> Captured | None:
+        """Returns what an engine of `pipeline.ENGINES` has on a device, None for eager."""
+        return None if engine == "eager" or why_not(device) else cls(device, must=engine == "graph")
+
+    def __call__(self, function: Callable[..., T], *inputs: Tensor) -> T:
+        """Returns function(*inputs) in memory that no later call writes to."""
+        key = (function, *((tuple(x.shape), x.dtype) for x in inputs))
+        recording = self._recordings.pop(key, None)
+        if recording is None and self._is_due(key):
+            recording = self._record(function, inputs)
+        if recording is None:
+            return function(*inputs)
+        self._recordings[key] = recording
+        self._make_room(0)
+        result: T = recording(*inputs)
+        return result
+
+    def clear(self) -> None:
+        """Gives all memory back."""
+        while self._recordings:
+            self._drop_oldest()
+
+    def _is_due(self, key: Hashable) -> bool:
+        """Counts a call without a recording; returns whether to make one."""
+        if self.off:
+            return False
+        if len(self._calls) >= _MOST_COUNTED:
+            self._calls.clear()
+        self._calls[key] = count = self._calls.get(key, 0) + 1
+        return count == EAGER_CALLS + 1  # and never again, if what was recorded then did not stay
+
+    def _record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> _Recording | None:
+        """Makes room first: a recording's memory is free only after its end."""
+        self._make_room(1)
+        try:
+            recording = _Recording(self.device, function, inputs)
+        except Exception as error:
+            if self.must:
+                log.error("%s could not be recorded as a CUDA graph; engine eager does without", _name(function))
+                raise
+            self.off = shorten(f"{type(error).__name__}: {error}", 300)
+            log.warning("no CUDA graphs, which is slow: %s could not be recorded: %s", _name(function), self.off)
+            return None
+        if recording.bytes > self.most_bytes:
+            log.info("%s takes %d MiB as a CUDA graph, too many", _name(function), recording.bytes >> 20)
+            recording.reset()
+            return None
+        return recording
+
+    def _make_room(self, more: int) -> None:
+        """Drops recordings until `more` can be added and the others take no more than they may."""
+        while self._recordings and (
+            len(self._recordings) + more > self.most
+            or sum(one.bytes for one in self._recordings.values()) > self.most_bytes
+        ):
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        key = next(iter(self._recordings))
+        self._recordings.pop(key).reset()
+        self._calls.pop(key, None)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """Returns what a message calls a function."""
+    return getattr(function, "__qualname__", type(function).__name__)
