@@ -90,7 +90,8 @@ class Denoiser:
         """Lends the recorded step for this request's shape; None where there is none."""
         if self.graphs is None:
             return nullcontext()
-        return self.graphs.lend(self._shape(tokens), partial(step, self.model, self.rows), tokens, self.conditions)
+        work = partial(step, self.model, self.rows)
+        return self.graphs.lend(self._shape(tokens), work, tokens, self.conditions, self.mesh)
 
     def _shape(self, tokens: Tensor) -> Hashable:
         """Returns all that one recording differs from another in: what is no tensor's content."""

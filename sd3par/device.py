@@ -73,6 +73,18 @@ class Device:
         page = os.sysconf("SC_PAGE_SIZE")
         return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
 
+    def total_memory(self) -> int:
+        """Returns the device's bytes, in use or not."""
+        if self.kind == "cpu":
+            return self.memory()[1]
+        if self.kind == "gpu":
+            return int(paddle.device.cuda.get_device_properties(self.index).total_memory)
+        return int(paddle.base.core.get_device_properties(self.kind, self.index).total_memory)
+
+    def reserved(self) -> int:
+        """Returns the bytes that Paddle holds of a GPU now, for tensors and idle."""
+        return int(paddle.device.memory_reserved(self.name))
+
     def peak_memory(self) -> Memory:
         """Returns the most memory in use since `reset_peak_memory`; on the CPU, of the process since its start."""
         if self.kind == "cpu":
@@ -195,6 +207,8 @@ class CapturedGraph(Generic[T]):
     gives to no other tensor before the graph is gone: its allocator opens a pool for each graph. What was made before,
     the inputs, must be held by someone as long as the graph is.
 
+    `bytes` is what that memory takes, 0 on the CPU.
+
     Args:
         device: the current device.
         function: what to record.
@@ -205,13 +219,16 @@ class CapturedGraph(Generic[T]):
         self._function = function
         self._graph: Any = None
         self._result: Any = None
+        self.bytes = 0
         if device.kind != "cpu":
             for _ in range(warmups):
                 function()
             synchronize()
             release_idle_memory()  # what the warm-ups took: the recording takes as much again
             self._graph = CUDAGraph(place=device.place())
+            before = device.reserved()
             self._record(function)
+            self.bytes = device.reserved() - before
             _graphs.reset_at_exit(self)
 
     def _record(self, function: Callable[[], T]) -> None:

@@ -15,11 +15,13 @@ from paddle import Tensor
 from sd3par.config import require
 from sd3par.device import CapturedGraph, Device
 from sd3par.errors import shorten
+from sd3par.mesh import Mesh
 from sd3par.mmdit import Conditions
 
 # (tokens [B', ti, W] fp32, conditions of one step, guidance scale [] fp32, delta [] fp32) -> tokens after the step.
 Step = Callable[[Tensor, Conditions, Tensor, Tensor], Tensor]
 MOST_GRAPHS = 4  # held by a pipeline; each takes as much memory as a step does
+MOST_SHARE = 0.25  # of the device's memory, of all of them together; the one in use stays, whatever it takes
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +43,13 @@ class StepGraph:
         device: the current device.
         step: what to record.
         tokens, conditions: of a request; what they hold is used to warm up.
+        mesh: the processes that record with this one.
+
+    `share` is the part of a device's memory that the recording takes, on the rank where it takes most: the same number
+    on all, since a rank that drops another graph than the others would record where they replay.
     """
 
-    def __init__(self, device: Device, step: Step, tokens: Tensor, conditions: Conditions) -> None:
+    def __init__(self, device: Device, step: Step, tokens: Tensor, conditions: Conditions, mesh: Mesh) -> None:
         self.tokens = tokens = tokens.clone()
         self._conditions = conditions = conditions._replace(
             context=conditions.context.clone(),
@@ -53,6 +59,8 @@ class StepGraph:
         self._scale, self._delta = scale, delta = paddle.zeros([]), paddle.zeros([])
         # Of local names: a graph that held this object would wait for the garbage collector.
         self._graph = CapturedGraph(device, lambda: _copy(step(tokens, conditions, scale, delta), tokens))
+        mine = paddle.to_tensor([self._graph.bytes / device.total_memory()], dtype="float32")
+        self.share = float(mesh.all_gather(mesh.world, mine).numpy().max())
 
     def begin(self, conditions: Conditions, guidance_scale: Tensor) -> None:
         """Takes over what is constant over the steps of a request; guidance_scale: [] fp32."""
@@ -75,7 +83,7 @@ class StepGraph:
 
 
 class StepGraphs:
-    """The recorded steps of a pipeline by shape; of too many, the one that was not used for longest goes.
+    """The recorded steps of a pipeline by shape; of too many or too large ones, those not used for longest go.
 
     Weights are read from where they were when the step was recorded: `clear` after giving them other memory.
 
@@ -104,9 +112,11 @@ class StepGraphs:
         return None if engine == "eager" or reason else cls(device, must=engine == "graph" or world > 1)
 
     @contextmanager
-    def lend(self, shape: Hashable, step: Step, tokens: Tensor, conditions: Conditions) -> Iterator[StepGraph | None]:
+    def lend(
+        self, shape: Hashable, step: Step, tokens: Tensor, conditions: Conditions, mesh: Mesh
+    ) -> Iterator[StepGraph | None]:
         """Yields the graph of a shape, to no one else meanwhile (as a request that a callback makes), or None."""
-        graph = self._graphs.pop(shape, None) or self._record(step, tokens, conditions)
+        graph = self._graphs.pop(shape, None) or self._record(step, tokens, conditions, mesh)
         try:
             yield graph
         finally:
@@ -118,14 +128,15 @@ class StepGraphs:
         while self._graphs:
             self._drop_oldest()
 
-    def _record(self, step: Step, tokens: Tensor, conditions: Conditions) -> StepGraph | None:
-        """Makes room first: a graph's memory is free only after its end."""
+    def _record(self, step: Step, tokens: Tensor, conditions: Conditions, mesh: Mesh) -> StepGraph | None:
+        """Makes room first, a graph's memory is free only after its end, and again when it is known what it takes."""
         if self.off:
             return None
-        while len(self._graphs) >= self.most:
-            self._drop_oldest()
         try:
-            return StepGraph(self.device, step, tokens, conditions)
+            self._make_room(0.0)
+            graph = StepGraph(self.device, step, tokens, conditions, mesh)
+            self._make_room(graph.share)
+            return graph
         except Exception as error:
             if self.must:
                 log.error("the denoising step could not be recorded as a CUDA graph; engine eager does without")
@@ -139,9 +150,16 @@ class StepGraphs:
         other = self._graphs.pop(shape, None)
         if other is not None:
             other.reset()
+        self._make_room(graph.share)
         self._graphs[shape] = graph
-        while len(self._graphs) > self.most:
+
+    def _make_room(self, share: float) -> None:
+        """Drops what there is no room for beside one more graph, of that share of the memory."""
+        while self._graphs and (len(self._graphs) >= self.most or self._share() + share > MOST_SHARE):
             self._drop_oldest()
+
+    def _share(self) -> float:
+        return sum(graph.share for graph in self._graphs.values())
 
     def _drop_oldest(self) -> None:
         self._graphs.pop(next(iter(self._graphs))).reset()

@@ -89,6 +89,18 @@ def test_the_graph_not_used_for_longest_goes(recorded: SD3Pipeline) -> None:
     assert reset[1:] == [first, last] and count(recorded) == 0
 
 
+def test_graphs_take_no_more_than_their_share(recorded: SD3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one in use stays, even alone too large."""
+    memory = {16: 0.1, 20: 0.15, 40: 0.4}  # by tokens
+    taken = property(lambda graph: memory[graph.tokens.shape[0] * graph.tokens.shape[1]], lambda graph, share: None)
+    monkeypatch.setattr(StepGraph, "share", taken, raising=False)
+    held = []
+    for options in (dict(), OTHERS[0], OTHERS[2], OTHERS[3], dict()):
+        latents(recorded, **options)
+        held.append([graph.share for graph in recorded.graphs._graphs.values()])
+    assert held == [[0.15], [0.15, 0.1], [0.1, 0.15], [0.4], [0.15]]
+
+
 @pytest.mark.parametrize("options", OTHERS)
 def test_shapes_are_told_apart(recorded: SD3Pipeline, options: dict[str, Any]) -> None:
     both = [latents(recorded, **each) for each in (dict(), options, dict(), options)]

@@ -71,6 +71,7 @@ class Recorder:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(device, "CUDAGraph", Recorder)
     monkeypatch.setattr(Device, "place", lambda self: None)
+    monkeypatch.setattr(Device, "reserved", lambda self: 100 + 7 * ("capture_end" in Recorder.log))
     return Device("nvgpu:0", "bfloat16")
 
 
@@ -78,7 +79,7 @@ def test_a_graph_is_recorded_once_and_replayed(gpu: Device) -> None:
     calls = []
     graph = CapturedGraph(gpu, lambda: calls.append(gc.isenabled()) or len(calls))
     assert calls == [True, True, False]  # two warm-ups, one recording
-    assert (graph(), graph()) == (3, 3)
+    assert (graph(), graph(), graph.bytes) == (3, 3, 7)
     graph.reset()
     assert Recorder.log == ["capture_begin", "capture_end", "replay", "replay", "reset"]
     assert gc.isenabled()

@@ -119,7 +119,7 @@ def second(denoiser: Denoiser, graph: StepGraph) -> CapturedGraph[Any]:
     """Returns another recording of the same step."""
     assert denoiser.graphs is not None
     work = partial(denoise.step, denoiser.model, denoiser.rows)
-    return StepGraph(denoiser.graphs.device, work, graph.tokens, graph._conditions)._graph
+    return StepGraph(denoiser.graphs.device, work, graph.tokens, graph._conditions, denoiser.mesh)._graph
 
 
 def nodes(graph: CapturedGraph[Any]) -> int:

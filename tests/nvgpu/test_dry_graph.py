@@ -75,6 +75,17 @@ for turn in range(3):
 print(len(pipe.captured._recordings))
 """
 
+SHARE = """
+from sd3par import SD3Pipeline, graph
+
+graph.MOST_SHARE = 0.15  # of 128 MiB: a recording at 64 x 64 takes 7 MiB, 8 at 128 x 128
+pipe = SD3Pipeline.from_pretrained("tiny", engine="graph")
+for size in (64, 128, 96, 128):
+    pipe(prompt="a", height=size, width=size, num_inference_steps=2, progress=False)
+    shares = [one.share for one in pipe.graphs._graphs.values()]
+    print(len(shares), min(shares) > 0.03, sum(shares) < 0.15)
+"""
+
 
 def test_a_graph_has_memory_of_its_own(dry_plugin: Path) -> None:
     """No tensor made later lies where one lay that the recording made and dropped; Paddle must not change this."""
@@ -94,3 +105,10 @@ def test_text_encoders_and_autoencoder_are_recorded(dry_plugin: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     names = "CLIPTextEncoder CLIPTextEncoder T5Encoder VAE.decode VAE.decode VAE.encode"
     assert done.stdout.splitlines() == [names, "True True", "True", "4"]
+
+
+def test_graphs_are_bounded_by_what_they_take(dry_plugin: Path) -> None:
+    """Three would have room by their number."""
+    done = python(dry_plugin, ["-c", SHARE], NVGPU_DRY_MEMORY=str(128 << 20))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["1 True True", *["2 True True"] * 3]

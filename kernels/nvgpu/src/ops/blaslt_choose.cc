@@ -169,6 +169,7 @@ struct Choices {
   std::mutex lock;  // also: two threads do not time at once
   std::map<std::string, Algorithm> made;
   std::map<std::string, TunedAlgorithm> kept;  // of the file, as it was read last
+  std::map<int, std::string> cards;            // their names: CUDA takes its time for properties
   TuningSettings settings = ReadTuningSettings();
   TuningFile file{settings.path};
   double spent_s = 0;
@@ -182,14 +183,22 @@ Choices& Made() {
   return choices;
 }
 
-// Equal products on cards of the same name have the same text, in every process.
-std::string Text(const LtKey& key) {
+const std::string& Card(Choices* choices) {
   int device = 0;
-  cudaDeviceProp card;
   Must(cudaGetDevice(&device), "cudaGetDevice");
-  Must(cudaGetDeviceProperties(&card, device), "cudaGetDeviceProperties");
+  std::string& name = choices->cards[device];
+  if (name.empty()) {
+    cudaDeviceProp properties;
+    Must(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+    name = properties.name;
+  }
+  return name;
+}
+
+// Equal products on cards of the same name have the same text, in every process.
+std::string Text(Choices* choices, const LtKey& key) {
   auto [kind, m, n, k, y, x, out] = key;
-  std::string text = std::string(card.name) + " " + std::to_string(LAZY(CublasLt, cublasLtGetVersion)()) + " kind";
+  std::string text = Card(choices) + " " + std::to_string(LAZY(CublasLt, cublasLtGetVersion)()) + " kind";
   for (int64_t number : {int64_t(kind), m, n, k, int64_t(y), int64_t(x), int64_t(out)})
     text += " " + std::to_string(number);
   std::replace(text.begin(), text.end(), '|', ' ');
@@ -258,7 +267,7 @@ bool TryTime(Choices* choices, const LtCall& call, const LtKey& key, const Scrat
 bool ChooseAlgorithm(const LtCall& call, const LtKey& key, const Scratch& scratch, Algorithm* algorithm) {
   Choices& choices = Made();
   std::lock_guard<std::mutex> hold(choices.lock);
-  const std::string product = Text(key);
+  const std::string product = Text(&choices, key);
   auto made = choices.made.find(product);
   if (made != choices.made.end()) {
     *algorithm = made->second;
