@@ -12,6 +12,7 @@ from sd3par import device
 from sd3par.kernels.adaln import MAX_DIM, adaln_reference, adaln_triton
 from sd3par.kernels.attention import MAX_HEAD_DIM, attention_reference, attention_triton
 from sd3par.kernels.gate_adaln import Modulation, gate_adaln_reference, gate_adaln_triton
+from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton
 from sd3par.kernels.group_norm_silu import fits, group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
@@ -27,8 +28,8 @@ from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import takes, why_not
 
 __all__ = [
-    "adaln", "attention", "gate_adaln", "group_norm_silu", "guidance_euler", "linear", "linear_gelu", "patch_embed",
-    "split_heads", "why_not_triton",
+    "adaln", "attention", "gate_adaln", "gated_sum", "group_norm_silu", "guidance_euler", "linear", "linear_gelu",
+    "patch_embed", "split_heads", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -84,6 +85,16 @@ def gate_adaln(x: Tensor, branch: Tensor, gate: Tensor | None, *modulations: Mod
     if takes(x) and x.shape[-1] <= MAX_DIM:
         return gate_adaln_triton(x, branch, gate, *modulations)
     return gate_adaln_reference(x, branch, gate, *modulations)
+
+
+def gated_sum(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor) -> Tensor:
+    """x, x2: [R, T, D], gate, gate2: [R, D] -> gate * x + gate2 * x2: [R, T, D].
+
+    The result may lie in the memory of `x`, which is used up.
+    """
+    if takes(x) and x.shape[-1] <= MAX_DIM:
+        return gated_sum_triton(x, gate, x2, gate2)
+    return gated_sum_reference(x, gate, x2, gate2)
 
 
 def split_heads(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,7 +152,7 @@ class JointBlock(nn.Layer):
         if c is None:
             return self.mesh.all_reduce(self.mesh.mp, x), None
         both = self.mesh.all_reduce(self.mesh.mp, paddle.concat([x, c], axis=1))
-        return tuple(both.split([x.shape[1], c.shape[1]], axis=1))
+        return both[:, : x.shape[1]], both[:, x.shape[1] :]  # views
 
 
 class Conditions(NamedTuple):
@@ -268,7 +269,9 @@ class MMDiT(nn.Layer):
         """
         context = Residual(conditions.context)
         image = Residual(self.pos_embed(latents, conditions.positions, conditions.context.shape[0]))
-        mods = conditions.modulations[index].split([layer.count for layer in self.modulated_layers()], axis=1)
+        # Slices are views; Paddle's split copies (3.3.1).
+        ends = accumulate(layer.count for layer in self.modulated_layers())
+        mods = [conditions.modulations[index, :, start:end] for start, end in pairwise([0, *ends])]
         for i, block in enumerate(self.transformer_blocks):
             image, context = block(image, context, mods[2 * i], mods[2 * i + 1], conditions.layout)
         scale, shift = mods[-1].unbind(1)  # AdaLayerNormContinuous: scale first

@@ -20,6 +20,7 @@ from paddle import Tensor
 from sd3par.device import CapturedGraph, Device, Event, choose
 from sd3par.kernels.adaln import Rows, adaln_triton
 from sd3par.kernels.gate_adaln import gate_adaln_triton
+from sd3par.kernels.gated_sum import gated_sum_triton
 from sd3par.kernels.group_norm_silu import group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_triton
 from sd3par.kernels.patch_embed import Tile, patch_embed_triton
@@ -61,6 +62,12 @@ def gate_adaln(rows: int, tokens: int, dim: int, twice: bool) -> Call:
     return partial(gate_adaln_triton, x, branch, gate, (scale, shift), *([(scale2, shift2)] if twice else []))
 
 
+def gated(rows: int, tokens: int, dim: int) -> Call:
+    """Returns the sum of two gated branches [rows, tokens, dim], in place."""
+    x, x2, gates = normal(rows, tokens, dim), normal(rows, tokens, dim), normal(rows, 2, dim)
+    return partial(gated_sum_triton, x, gates[:, 0], x2, gates[:, 1])
+
+
 def norm_cases() -> Iterator[Case]:
     """Yields adaLN with and without a gated branch, and with two norms."""
     hints = [("", "", ""), ("evict_first", "", ""), ("evict_first", "evict_first", "evict_last")]
@@ -71,6 +78,7 @@ def norm_cases() -> Iterator[Case]:
         yield Case("adaln", name, 2 * size, partial(adaln, *shape), sweep)
         yield Case("gate_adaln", name, 4 * size, partial(gate_adaln, *shape, twice=False), sweep)
         yield Case("gate_adaln twice", name, 5 * size, partial(gate_adaln, *shape, twice=True), sweep[:3])
+    yield Case("gated_sum", "2 x 4096 x 1536", 3 * 2 * 2 * 4096 * 1536, partial(gated, 2, 4096, 1536), sweep[:1])
 
 
 def heads_normed(rows: int, tokens: int, heads: int) -> Call:

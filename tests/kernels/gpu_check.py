@@ -17,6 +17,7 @@ from sd3par.device import CapturedGraph, Device, Event, synchronize
 from sd3par.kernels.adaln import adaln_reference, adaln_triton
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
+from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
@@ -148,6 +149,11 @@ def _norms(dtype: str, rows: int, tokens: int, dim: int) -> Iterator[Row]:
         "gate_adaln", name, dtype, np.stack([sum64, _norm(sum64) * (1 + scale64) + shift64]),
         lambda: gate_adaln_triton(x, branch, gate, (scale, shift)),
         lambda: gate_adaln_reference(x, branch, gate, (scale, shift)), _all,
+    )  # fmt: skip
+    yield _row(
+        "gated_sum", name, dtype, gate64 * x64 + scale64 * branch64,
+        lambda: gated_sum_triton(x.clone(), gate, branch, scale), lambda: gated_sum_reference(x, gate, branch, scale),
+        _host,
     )  # fmt: skip
     norm64 = _norm(x64 + branch64)
     twice = ((scale, shift), (shift, gate))

@@ -21,6 +21,7 @@ from paddle import Tensor  # noqa: E402
 from sd3par.kernels.adaln import Rows, adaln_reference, adaln_triton  # noqa: E402
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton  # noqa: E402
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton  # noqa: E402
+from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton  # noqa: E402
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton  # noqa: E402
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton  # noqa: E402
 from sd3par.kernels.patch_embed import Tile, patch_embed_reference, patch_embed_triton  # noqa: E402
@@ -80,6 +81,9 @@ def norm_cases() -> Iterator[Case]:
             yield f"adaln {name} {how}", got, adaln_reference(*map(wide, (x, scale, shift)))
         for case, given in (("gated", gate), ("ungated", None)):
             yield from gate_cases(f"gate_adaln {case} {name}", (view, branch, given), (scale, shift), (shift, gate))
+        want = gated_sum_reference(*map(wide, (x, gate, branch, scale)))
+        yield f"gated_sum {name}", gated_sum_triton(view, gate, branch, scale), want
+        yield f"gated_sum {name}, in place", view, want
 
 
 def gate_cases(name: str, streams: tuple[Tensor, ...], *modulations: tuple[Tensor, Tensor]) -> Iterator[Case]:
