@@ -19,7 +19,8 @@ from sd3par.kernels.conv import (
     upsample_conv3x3_triton,
 )
 from sd3par.kernels.conv import fits as conv_fits
-from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
+from sd3par.kernels.gate_adaln import Modulation, gate_adaln_reference, gate_adaln_triton
+from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton
 from sd3par.kernels.group_norm_silu import fits, group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
@@ -30,12 +31,13 @@ from sd3par.kernels.linear import (
     linear_gelu_reference,
     linear_reference,
 )
+from sd3par.kernels.patch_embed import MAX_FEATURES, patch_embed_reference, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import takes, why_not
 
 __all__ = [
-    "adaln", "attention", "conv3x3", "fold", "gate_adaln", "group_norm_silu", "guidance_euler", "linear", "linear_gelu",
-    "split_heads", "upsample_conv3x3", "wants_channels_last", "why_not_triton",
+    "adaln", "attention", "conv3x3", "fold", "gate_adaln", "gated_sum", "group_norm_silu", "guidance_euler", "linear",
+    "linear_gelu", "patch_embed", "split_heads", "upsample_conv3x3", "wants_channels_last", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -94,6 +96,16 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return linear_gelu_reference(x, weight, bias)
 
 
+def patch_embed(latents: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, rows: int) -> Tensor:
+    """latents: [B, T, p * p * C] fp32, weight: [D, C, p, p], bias: [D], positions: [T, D] fp32 -> [rows, T, D].
+
+    In the weight's dtype; the B images are repeated, rows / B times.
+    """
+    if takes(weight) and latents.shape[-1] <= MAX_FEATURES:
+        return patch_embed_triton(latents, weight, bias, positions, rows)
+    return patch_embed_reference(latents, weight, bias, positions, rows)
+
+
 def adaln(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x: [R, T, D], scale and shift: [R, D] -> LN(x) * (1 + scale) + shift: [R, T, D]."""
     if takes(x) and x.shape[-1] <= MAX_DIM:
@@ -101,23 +113,34 @@ def adaln(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return adaln_reference(x, scale, shift)
 
 
-def gate_adaln(x: Tensor, branch: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def gate_adaln(x: Tensor, branch: Tensor, gate: Tensor | None, *modulations: Modulation) -> tuple[Tensor, ...]:
     """Adds a branch to the residual stream and norms the sum.
 
-    x, branch: [R, T, D]; gate, scale, shift: [R, D]; gate None means that the branch is gated already.
-    Returns the new stream [R, T, D] and its modulated norm [R, T, D].
+    x, branch: [R, T, D]; gate: [R, D], or None where the branch is gated already; modulations: one or two (scale,
+    shift), [R, D] each. Returns the new stream [R, T, D] and its norm by each modulation, [R, T, D].
     """
     if takes(x) and x.shape[-1] <= MAX_DIM:
-        return gate_adaln_triton(x, branch, gate, scale, shift)
-    return gate_adaln_reference(x, branch, gate, scale, shift)
+        return gate_adaln_triton(x, branch, gate, *modulations)
+    return gate_adaln_reference(x, branch, gate, *modulations)
+
+
+def gated_sum(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor) -> Tensor:
+    """x, x2: [R, T, D], gate, gate2: [R, D] -> gate * x + gate2 * x2: [R, T, D].
+
+    The result may lie in the memory of `x`, which is used up.
+    """
+    if takes(x) and x.shape[-1] <= MAX_DIM:
+        return gated_sum_triton(x, gate, x2, gate2)
+    return gated_sum_reference(x, gate, x2, gate2)
 
 
 def split_heads(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None) -> Tensor:
     """packed: [R, T, 3 * heads * head_dim] (q, then k, then v) -> [R, T, 3, heads, head_dim].
 
-    norm_q, norm_k: [head_dim], weights of the RMS norms, or None for none.
+    norm_q, norm_k: [head_dim], weights of the RMS norms, or None for none. What comes back may lie in the memory of
+    `packed`, which is used up.
     """
-    if norm_q is not None and norm_k is not None and takes(packed) and packed.shape[-1] <= MAX_DIM:
+    if norm_q is not None and norm_k is not None and takes(packed) and head_dim <= MAX_HEAD_DIM:
         return split_heads_triton(packed, head_dim, norm_q, norm_k)
     return split_heads_reference(packed, head_dim, norm_q, norm_k)
 
@@ -128,7 +151,8 @@ def guidance_euler(
     """Returns latents + delta * (uncond + guidance_scale * (cond - uncond)), in fp32.
 
     latents: [B, ...] fp32; uncond and cond: [B, ...], the noise predictions (uncond None without guidance);
-    guidance_scale: [] fp32, or a number; delta: [] fp32, sigma_next - sigma.
+    guidance_scale: [] fp32, or a number; delta: [] fp32, sigma_next - sigma. The result may lie in the memory of
+    `latents`, which are used up.
     """
     if takes(cond):
         return guidance_euler_triton(latents, uncond, cond, guidance_scale, delta)

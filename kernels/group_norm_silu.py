@@ -79,10 +79,12 @@ def _partial(  # type: ignore[no-untyped-def]
     mean = tl.zeros([ROWS, CHANNELS], tl.float32)
     squares = tl.zeros([ROWS, CHANNELS], tl.float32)  # of differences to the mean
     count = 0.0
-    for first in range(part * ROWS, pixels, parts * ROWS):
-        pixel = first + row
-        inside = (pixel < pixels)[:, None]
-        value = tl.load(base + pixel.to(tl.int64)[:, None] * CHANNELS, mask=inside, other=0.0).to(tl.float32)
+    pixel = part * ROWS + row
+    ahead = tl.load(base + pixel.to(tl.int64)[:, None] * CHANNELS, mask=(pixel < pixels)[:, None], other=0.0)
+    for _ in range(part * ROWS, pixels, parts * ROWS):
+        value, inside = ahead.to(tl.float32), (pixel < pixels)[:, None]
+        pixel += parts * ROWS
+        ahead = tl.load(base + pixel.to(tl.int64)[:, None] * CHANNELS, mask=(pixel < pixels)[:, None], other=0.0)
         count += 1.0
         difference = tl.where(inside, value - mean, 0.0)
         mean += difference * (1.0 / count)

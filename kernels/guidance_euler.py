@@ -8,7 +8,7 @@ from paddle import Tensor
 from sd3par.config import require
 from sd3par.kernels.runtime import jit, launch, tl
 
-_BLOCK = 1024
+BLOCK, WARPS = 512, 4
 
 
 def guidance_euler_reference(
@@ -27,34 +27,34 @@ def guidance_euler_reference(
 
 
 def guidance_euler_triton(
-    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: Tensor | float, delta: Tensor
-) -> Tensor:
-    """The same in one kernel."""
+    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: Tensor | float, delta: Tensor,
+    block: int = BLOCK, warps: int = WARPS,
+) -> Tensor:  # fmt: skip
+    """The same in one kernel, which writes into `latents` and returns them, or a copy of latents with gaps."""
     given = {"latents": latents, "cond": cond, "uncond": cond if uncond is None else uncond}
     for name, x in given.items():
         require(x.shape == latents.shape, name, f"shape {x.shape}", f"shape {latents.shape}, as latents have")
     require(latents.dtype == paddle.float32, "latents", f"dtype {latents.dtype}", "dtype paddle.float32")
-    flat = [x.contiguous() for x in given.values()]
+    out, cond, uncond_ = (x.contiguous() for x in given.values())
     # In memory of the device, where a recorded graph finds the scale of each request.
     scale = guidance_scale if isinstance(guidance_scale, Tensor) else paddle.full([], guidance_scale, "float32")
-    out = paddle.empty(latents.shape, dtype=latents.dtype)
     size = latents.size
     launch(
-        _guidance_euler, (-(-size // _BLOCK),), *flat, scale, delta, out, size,
-        GUIDED=uncond is not None, BLOCK=_BLOCK, num_warps=4,
+        _guidance_euler, (-(-size // block),), out, cond, uncond_, scale, delta, size,
+        GUIDED=uncond is not None, BLOCK=block, num_warps=warps,
     )  # fmt: skip
     return out
 
 
 @jit
 def _guidance_euler(  # type: ignore[no-untyped-def]
-    latents, cond, uncond, guidance_scale, delta, out, size, GUIDED: tl.constexpr, BLOCK: tl.constexpr
+    latents, cond, uncond, guidance_scale, delta, size, GUIDED: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = place < size
+    value = tl.load(latents + place, mask=mask)
     prediction = tl.load(cond + place, mask=mask).to(tl.float32)
     if GUIDED:
         other = tl.load(uncond + place, mask=mask).to(tl.float32)
         prediction = other + tl.load(guidance_scale) * (prediction - other)
-    step = tl.load(latents + place, mask=mask) + tl.load(delta) * prediction
-    tl.store(out + place, step, mask=mask)
+    tl.store(latents + place, value + tl.load(delta) * prediction, mask=mask)

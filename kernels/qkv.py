@@ -6,9 +6,10 @@ import paddle
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import check_last_axis, jit, launch, next_power_of_2, tl
+from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, next_power_of_2, tl
 
 EPSILON = 1e-6
+HEADS, WARPS = 64, 4  # a program's: of 64 numbers each, four loads of 16 bytes in flight in every thread
 
 
 def split_heads_reference(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None) -> Tensor:
@@ -30,38 +31,43 @@ def _rms(x: Tensor, weight: Tensor) -> Tensor:
     return (x * paddle.rsqrt(variance + EPSILON)).astype(x.dtype) * weight
 
 
-def split_heads_triton(packed: Tensor, head_dim: int, norm_q: Tensor, norm_k: Tensor) -> Tensor:
-    """The same in one kernel, in half precision, where there are norms; without them it is a view."""
+def split_heads_triton(
+    packed: Tensor, head_dim: int, norm_q: Tensor, norm_k: Tensor, heads_: int = HEADS, warps: int = WARPS
+) -> Tensor:
+    """The same in one kernel, in half precision, where there are norms: in place, `packed` is used up."""
     fits = packed.ndim == 3 and packed.shape[2] % (3 * head_dim) == 0
     require(fits, "packed", f"shape {packed.shape}", f"[R, T, 3 * heads * {head_dim}]")
-    for name, weight in (("norm_q", norm_q), ("norm_k", norm_k)):
-        require(weight.shape == [head_dim], name, f"shape {weight.shape}", f"[{head_dim}]")
+    check_like(packed, [head_dim], norm_q=norm_q, norm_k=norm_k)
     check_last_axis(packed=packed)
     rows, tokens, width = packed.shape
     heads = width // (3 * head_dim)
-    out = paddle.empty([rows, tokens, 3, heads, head_dim], dtype=packed.dtype)
+    qkv = packed.reshape([rows, tokens, 3, heads, head_dim])
+    count = tokens * 2 * heads
     launch(
-        _split_heads, (tokens, 3, rows), packed, norm_q, norm_k, out, heads, *packed.strides[:2], *out.strides[:2],
-        DIM=head_dim, WIDTH=next_power_of_2(head_dim), HEADS=next_power_of_2(heads), EPSILON=EPSILON, num_warps=4,
+        _norm_heads, (-(-count // heads_), rows), qkv, norm_q, norm_k, count, *qkv.strides[:2], HEADS=heads,
+        DIM=head_dim, WIDTH=next_power_of_2(head_dim), BLOCK=heads_, EPSILON=EPSILON, num_warps=warps,
     )  # fmt: skip
-    return out
+    return qkv
 
 
 @jit
-def _split_heads(  # type: ignore[no-untyped-def]
-    packed, norm_q, norm_k, out, heads, in_row, in_token, out_row, out_token,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, EPSILON: tl.constexpr,
+def _norm_heads(  # type: ignore[no-untyped-def]
+    qkv, norm_q, norm_k, count, row_stride, token_stride,
+    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
-    """One program all heads of a token's q, k or v."""
-    token = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
-    row = tl.program_id(2).to(tl.int64)
-    head = tl.arange(0, HEADS)[:, None]
-    column = tl.arange(0, WIDTH)[None, :]
-    mask = (head < heads) & (column < DIM)
-    place = (part * heads + head) * DIM + column
-    x = tl.load(packed + row * in_row + token * in_token + place, mask=mask, other=0.0).to(tl.float32)
-    if part < 2:
-        weight = tl.load((norm_q if part == 0 else norm_k) + column, mask=column < DIM, other=0.0).to(tl.float32)
-        x = x * tl.rsqrt(tl.sum(x * x, 1) / DIM + EPSILON)[:, None] * weight
-    tl.store(out + row * out_row + token * out_token + place, x.to(out.dtype.element_ty), mask=mask)
+    """One program BLOCK of the `count` heads of queries and keys in a row, which it reads and writes once."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    token, head = index // (2 * HEADS), index % (2 * HEADS)
+    column = tl.arange(0, WIDTH)
+    start = tl.program_id(1).to(tl.int64) * row_stride + token.to(tl.int64) * token_stride + head * DIM
+    place = qkv + start[:, None] + column[None, :]
+    mask = (index < count)[:, None]
+    whole = column < DIM
+    if WIDTH > DIM:
+        mask = mask & whole[None, :]
+    x = tl.load(place, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    weight_q = tl.load(norm_q + column, mask=whole, other=0.0).to(tl.float32)
+    weight_k = tl.load(norm_k + column, mask=whole, other=0.0).to(tl.float32)
+    weight = tl.where((head < HEADS)[:, None], weight_q[None, :], weight_k[None, :])
+    x = x * tl.rsqrt(tl.sum(x * x, 1) / DIM + EPSILON)[:, None] * weight
+    tl.store(place, x.to(qkv.dtype.element_ty), mask=mask)

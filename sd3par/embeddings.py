@@ -9,6 +9,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from sd3par import kernels
 from sd3par.config import ModelConfig
 from sd3par.layers import Linear, parameter
 
@@ -17,32 +18,28 @@ _TORCH_ROUNDS_UP = [12, 106]  # torch 2.13 on x86-64; seen by comparing all 128
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
-    """latents: [B, C, h, w] -> [B, (h / p) * (w / p), C * p * p], row by row."""
+    """latents: [B, C, h, w] -> [B, (h / p) * (w / p), p * p * C], row by row: the order of the model's output."""
     batch, channels, height, width = latents.shape
     down, across = height // patch, width // patch
-    x = latents.reshape([batch, channels, down, patch, across, patch]).transpose([0, 2, 4, 1, 3, 5])
-    return x.reshape([batch, down * across, channels * patch * patch])
+    x = latents.reshape([batch, channels, down, patch, across, patch]).transpose([0, 2, 4, 3, 5, 1])
+    return x.reshape([batch, down * across, patch * patch * channels])
 
 
 def unpatchify(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """x: [B, Ti, C * p * p] -> [B, C, h, w], the inverse of `patchify`; grid: patches down and across."""
+    """x: [B, Ti, p * p * C] -> [B, C, h, w], the inverse of `patchify`; grid: patches down and across."""
     batch, _, width = x.shape
     channels = width // patch**2
-    x = x.reshape([batch, grid[0], grid[1], channels, patch, patch]).transpose([0, 3, 1, 4, 2, 5])
+    x = x.reshape([batch, grid[0], grid[1], patch, patch, channels]).transpose([0, 5, 1, 3, 2, 4])
     return x.reshape([batch, channels, grid[0] * patch, grid[1] * patch])
 
 
 class PatchProjection(nn.Layer):
-    """The patch convolution's weight: [D, C, p, p] and bias: [D], applied as a GEMM over this rank's patches only."""
+    """The patch convolution's weight: [D, C, p, p] and bias: [D]; `kernels.patch_embed` applies them."""
 
     def __init__(self, channels: int, patch: int, dim: int, dtype: str) -> None:
         super().__init__()
         self.weight = parameter(self, [dim, channels, patch, patch], dtype)
         self.bias = parameter(self, [dim], dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, C * p * p] -> [B, T, D]."""
-        return paddle.matmul(x, self.weight.flatten(1), transpose_y=True) + self.bias
 
 
 class PatchEmbedder(nn.Layer):
@@ -55,9 +52,9 @@ class PatchEmbedder(nn.Layer):
         # fp32 whatever the model's dtype: it is added once and rounded after (diffusers does the same).
         self.pos_embed = parameter(self, [1, self.max_size**2, config.dim], "float32")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, C * p * p] -> [B, T, D], without positions."""
-        return self.proj(x)
+    def forward(self, latents: Tensor, positions: Tensor, rows: int) -> Tensor:
+        """latents: [B, T, p * p * C] fp32, positions: [T, D] fp32 -> [rows, T, D], the images rows / B times."""
+        return kernels.patch_embed(latents, self.proj.weight, self.proj.bias, positions, rows)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Returns [down * across, D], the centre of the table (SD3's crop), fp32."""

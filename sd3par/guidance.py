@@ -27,8 +27,8 @@ def halves(prediction: Tensor, rows: Rows, mesh: Mesh) -> tuple[Tensor | None, T
     if rows.guidance == "none":
         return None, prediction
     if rows.guidance == "both":
-        uncond, cond = prediction.chunk(2, axis=0)
-        return uncond, cond
+        images = prediction.shape[0] // 2
+        return prediction[:images], prediction[images:]  # views, unlike what chunk returns (Paddle 3.3.1)
     every = mesh.all_gather(mesh.dp, prediction)  # [dp, B', ti, W]
     first = mesh.dp.rank - mesh.dp.rank % 2
     return every[first], every[first + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,12 +29,12 @@ class Residual(NamedTuple):
     branch: Tensor | None = None  # [R, T, D]
     gate: Tensor | None = None  # [R, D], or None for a branch that is gated already
 
-    def modulated(self, scale: Tensor, shift: Tensor) -> tuple[Residual, Tensor]:
-        """scale, shift: [R, D] -> the stream with its branch added, and its modulated norm [R, T, D]."""
+    def modulated(self, *modulations: tuple[Tensor, Tensor]) -> tuple[Residual, list[Tensor]]:
+        """(scale, shift), [R, D] each, once or twice -> the stream with its branch added, its norms [R, T, D]."""
         if self.branch is None:
-            return self, kernels.adaln(self.x, scale, shift)
-        x, normed = kernels.gate_adaln(self.x, self.branch, self.gate, scale, shift)
-        return Residual(x), normed
+            return self, [kernels.adaln(self.x, scale, shift) for scale, shift in modulations]
+        x, *norms = kernels.gate_adaln(self.x, self.branch, self.gate, *modulations)
+        return Residual(x), norms
 
     def plus(self, branch: Tensor, gate: Tensor | None) -> Residual:
         """Returns the stream with `branch` to be added; the one before must have been."""
@@ -103,22 +104,22 @@ class JointBlock(nn.Layer):
             shift_c, scale_c, gate_c, shift_c2, scale_c2, gate_c2 = mod_context.unbind(1)
         shift, scale, gate, shift2, scale2, gate2, *dual = mod.unbind(1)
 
-        image, x = image.modulated(scale, shift)
-        context, c = context.modulated(scale_c, shift_c)
+        context, (c,) = context.modulated((scale_c, shift_c))
         if self.attn2 is None:
+            image, (x,) = image.modulated((scale, shift))
             x, c = self._reduce(*self._attend(x, c, layout))
             image = image.plus(x, gate)
         else:
             shift_d, scale_d, gate_d = dual
-            x2 = kernels.adaln(image.x, scale_d, shift_d)
+            image, (x, x2) = image.modulated((scale, shift), (scale_d, shift_d))
             x, c = self._reduce(*self._attend_dual(self.attn2, x, x2, c, gate, gate_d, layout))
             image = image.plus(x, None)
 
-        image, x = image.modulated(scale2, shift2)
+        image, (x,) = image.modulated((scale2, shift2))
         if self.ff_context is None:
             x, _ = self._reduce(self.ff(x), None)
             return image.plus(x, gate2), context
-        context, c = context.plus(c, gate_c).modulated(scale_c2, shift_c2)
+        context, (c,) = context.plus(c, gate_c).modulated((scale_c2, shift_c2))
         x, c = self._reduce(self.ff(x), self.ff_context(c))
         return image.plus(x, gate2), context.plus(c, gate_c2)
 
@@ -149,7 +150,7 @@ class JointBlock(nn.Layer):
         if c is None:
             return self.mesh.all_reduce(self.mesh.mp, x), None
         both = self.mesh.all_reduce(self.mesh.mp, paddle.concat([x, c], axis=1))
-        return tuple(both.split([x.shape[1], c.shape[1]], axis=1))
+        return both[:, : x.shape[1]], both[:, x.shape[1] :]  # views
 
 
 class Conditions(NamedTuple):
@@ -261,27 +262,19 @@ class MMDiT(nn.Layer):
     def step(self, latents: Tensor, conditions: Conditions, index: int) -> Tensor:
         """Predicts the noise of step `index` on this rank's tokens.
 
-        latents: [B, ti, C * p * p], patches of this sp rank; the B images are repeated where the conditions hold 2B
-        rows (unconditional, then conditional). Returns [R, ti, C * p * p], R the rows of the conditions.
+        latents: [B, ti, p * p * C], patches of this sp rank; the B images are repeated where the conditions hold 2B
+        rows (unconditional, then conditional). Returns [R, ti, p * p * C], R the rows of the conditions.
         """
-        x = self.pos_embed(latents.astype(self.dtype)).astype("float32") + conditions.positions
-        x = x.astype(self.dtype)
-        rows = conditions.context.shape[0]
-        if rows != x.shape[0]:
-            x = paddle.concat([x] * (rows // x.shape[0]), axis=0)
-        image, context = Residual(x), Residual(conditions.context)
-        mods = conditions.modulations[index].split([layer.count for layer in self.modulated_layers()], axis=1)
+        context = Residual(conditions.context)
+        image = Residual(self.pos_embed(latents, conditions.positions, conditions.context.shape[0]))
+        # Slices are views; Paddle's split copies (3.3.1).
+        ends = accumulate(layer.count for layer in self.modulated_layers())
+        mods = [conditions.modulations[index, :, start:end] for start, end in pairwise([0, *ends])]
         for i, block in enumerate(self.transformer_blocks):
             image, context = block(image, context, mods[2 * i], mods[2 * i + 1], conditions.layout)
         scale, shift = mods[-1].unbind(1)  # AdaLayerNormContinuous: scale first
-        _, x = image.modulated(scale, shift)
-        return self._reorder(self.proj_out(x))
-
-    def _reorder(self, x: Tensor) -> Tensor:
-        """[R, ti, p * p * C], as proj_out gives it -> [R, ti, C * p * p], as the patch embedding takes it."""
-        rows, tokens, _ = x.shape
-        area, channels = self.config.patch_size**2, self.config.channels_out
-        return x.reshape([rows, tokens, area, channels]).transpose([0, 1, 3, 2]).reshape([rows, tokens, -1])
+        _, (x,) = image.modulated((scale, shift))
+        return self.proj_out(x)
 
     def forward(self, latents: Tensor, context: Tensor, pooled: Tensor, timestep: Tensor) -> Tensor:
         """Predicts the noise of a whole batch; every rank passes and gets all rows.
@@ -299,10 +292,10 @@ class MMDiT(nn.Layer):
         grid = (latents.shape[2] // p, latents.shape[3] // p)
         times = timestep[mine].astype("float32").unsqueeze(0)
         conditions = self.prepare(context[mine].astype(self.dtype), pooled[mine].astype(self.dtype), times, grid)
-        tokens = shard(patchify(latents[mine], p), conditions.layout.image)
+        tokens = shard(patchify(latents[mine].astype("float32"), p), conditions.layout.image)
         x = self.step(tokens, conditions, 0)
         x = self.gather_tokens(x, conditions.layout.image)
-        x = self.mesh.all_gather(dp, x).flatten(0, 1)  # [R, Ti, C * p * p]
+        x = self.mesh.all_gather(dp, x).flatten(0, 1)  # [R, Ti, p * p * C]
         return unpatchify(x, grid, p)
 
     def gather_tokens(self, x: Tensor, tokens: Tokens) -> Tensor:

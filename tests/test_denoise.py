@@ -14,7 +14,9 @@ from sd3par import denoise, graph
 from sd3par.device import Device
 from sd3par.errors import Cancelled, ConfigError
 from sd3par.graph import StepGraph, StepGraphs
+from sd3par.guidance import halves
 from sd3par.pipeline import SD3Pipeline
+from sd3par.plan import rows_for
 from tests.pipeline_cases import CASES
 from tests.test_pipeline import arguments, random_pipe
 
@@ -201,3 +203,10 @@ def test_memory_that_moves_is_noticed() -> None:
     assert into.numpy().tolist() == [1, 1, 1]
     with pytest.raises(RuntimeError, match="other memory"):
         graph._copy(paddle.ones([3000]), into)
+
+
+def test_halves_of_a_batch_are_views(recorded: SD3Pipeline) -> None:
+    prediction = paddle.randn([4, 3, 8])
+    uncond, cond = halves(prediction, rows_for(0, 1, 2, guidance=True), recorded.mesh)
+    prediction[:] = prediction * 2.0
+    assert bool((uncond == prediction[:2]).all()) and bool((cond == prediction[2:]).all())

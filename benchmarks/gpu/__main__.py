@@ -25,7 +25,7 @@ from benchmarks.gpu.shapes import TEXT_TOKENS, TRANSFORMERS
 from benchmarks.record import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("ops", "kernels", "picture", "attention", "breakdown", "startup", "models")
+PARTS = ("ops", "kernels", "bandwidth", "picture", "attention", "breakdown", "startup", "models")
 
 
 def mesh(text: str) -> dict[str, int]:

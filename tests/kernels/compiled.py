@@ -20,14 +20,17 @@ from sd3par.kernels.adaln import _adaln, adaln_triton
 from sd3par.kernels.attention import _attention, attention_triton
 from sd3par.kernels.conv import _conv3x3, conv3x3_triton, upsample_conv3x3_triton
 from sd3par.kernels.gate_adaln import _gate_adaln, gate_adaln_triton
+from sd3par.kernels.gated_sum import _gated_sum, gated_sum_triton
 from sd3par.kernels.group_norm_silu import _apply, _merge, _partial, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import _guidance_euler, guidance_euler_triton
-from sd3par.kernels.qkv import _split_heads, split_heads_triton
+from sd3par.kernels.patch_embed import _patch_embed, patch_embed_triton
+from sd3par.kernels.qkv import _norm_heads, split_heads_triton
 
 CAPABILITIES = (80, 90, 100)
-KERNELS = {"attention": _attention, "adaln": _adaln, "gate_adaln": _gate_adaln, "split_heads": _split_heads,
+KERNELS = {"attention": _attention, "adaln": _adaln, "gate_adaln": _gate_adaln, "split_heads": _norm_heads,
            "guidance_euler": _guidance_euler, "group_norm_partial": _partial, "group_norm_merge": _merge,
-           "group_norm_apply": _apply, "conv3x3": _conv3x3}  # fmt: skip
+           "group_norm_apply": _apply, "patch_embed": _patch_embed, "gated_sum": _gated_sum,
+           "conv3x3": _conv3x3}  # fmt: skip
 
 
 def stub(capability: int, launches: list[tuple[int, ...]]) -> CudaDriver:
@@ -54,12 +57,15 @@ def call_all() -> None:
     x = paddle.zeros([2, 37, 1536], dtype=half)
     shift, scale, gate, *_ = paddle.zeros([2, 6, 1536], dtype=half).unbind(1)
     adaln_triton(x, scale, shift)
-    gate_adaln_triton(x, x, gate, scale, shift)
-    gate_adaln_triton(x, x, None, scale, shift)
+    gate_adaln_triton(x, x, gate, (scale, shift))
+    gate_adaln_triton(x, x, None, (scale, shift), (shift, scale))
+    gated_sum_triton(x, gate, x, scale)
     norms = paddle.zeros([2, 64], dtype=half)
     split_heads_triton(paddle.zeros([1, 37, 4608], dtype=half), 64, norms[0], norms[1])
     latents, delta = paddle.zeros([1, 37, 64]), paddle.zeros([3])[1]
     guidance_euler_triton(latents, latents.astype(half), latents.astype(half), 7.0, delta)
+    weight, positions = paddle.zeros([1536, 16, 2, 2], dtype=half), paddle.zeros([37, 1536])
+    patch_embed_triton(latents, weight, x[0, 0], positions, 2)
     channels = paddle.zeros([256], dtype=half)
     group_norm_silu_triton(paddle.zeros([1, 8, 8, 256], dtype=half), 32, channels, channels, 1e-6, True)
     zeros = partial(paddle.zeros, dtype=half)

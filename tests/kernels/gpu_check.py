@@ -17,6 +17,8 @@ from sd3par.device import CapturedGraph, Device, Event, synchronize
 from sd3par.kernels.adaln import adaln_reference, adaln_triton
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
+from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton
+from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
     fuses,
@@ -26,6 +28,7 @@ from sd3par.kernels.linear import (
     linear_gelu_reference,
     linear_reference,
 )
+from sd3par.kernels.patch_embed import patch_embed_reference, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 
 UNIT = {"bfloat16": 2**-8, "float16": 2**-11, "float32": 2**-18}  # allowed where the reference does not run
@@ -92,6 +95,10 @@ def _kernels(dtype: str) -> Iterator[Row]:
         yield _split_heads(dtype, *shape)
     for guided in (True, False):
         yield _guidance(dtype, guided)
+    for shape in [(1, 4096, 16, 1536, 2), (2, 37, 16, 1536, 4), (3, 50, 5, 200, 3)]:
+        yield _patch_embed(dtype, *shape)
+    for shape in [(1, 128, 128, 512), (1, 256, 256, 256), (2, 33, 35, 128), (1, 1, 1, 64)]:
+        yield _group_norm(dtype, *shape)
 
 
 def _attention(dtype: str, rows: int, tokens: tuple[int, ...], heads: int, head_dim: int, behind: int) -> Row:
@@ -145,14 +152,20 @@ def _norms(dtype: str, rows: int, tokens: int, dim: int) -> Iterator[Row]:
     )  # fmt: skip
     yield _row(
         "gate_adaln", name, dtype, np.stack([sum64, _norm(sum64) * (1 + scale64) + shift64]),
-        lambda: gate_adaln_triton(x, branch, gate, scale, shift),
-        lambda: gate_adaln_reference(x, branch, gate, scale, shift), _both,
+        lambda: gate_adaln_triton(x, branch, gate, (scale, shift)),
+        lambda: gate_adaln_reference(x, branch, gate, (scale, shift)), _all,
     )  # fmt: skip
-    sum64 = x64 + branch64
     yield _row(
-        "gate_adaln, gated already", name, dtype, np.stack([sum64, _norm(sum64) * (1 + scale64) + shift64]),
-        lambda: gate_adaln_triton(x, branch, None, scale, shift),
-        lambda: gate_adaln_reference(x, branch, None, scale, shift), _both,
+        "gated_sum", name, dtype, gate64 * x64 + scale64 * branch64,
+        lambda: gated_sum_triton(x.clone(), gate, branch, scale), lambda: gated_sum_reference(x, gate, branch, scale),
+        _host,
+    )  # fmt: skip
+    norm64 = _norm(x64 + branch64)
+    twice = ((scale, shift), (shift, gate))
+    yield _row(
+        "gate_adaln, gated already, twice", name, dtype,
+        np.stack([x64 + branch64, norm64 * (1 + scale64) + shift64, norm64 * (1 + shift64) + gate64]),
+        lambda: gate_adaln_triton(x, branch, None, *twice), lambda: gate_adaln_reference(x, branch, None, *twice), _all,
     )  # fmt: skip
 
 
@@ -160,11 +173,12 @@ def _norm(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
 
 
-def _both(outputs: tuple[Tensor, Tensor]) -> np.ndarray:
+def _all(outputs: tuple[Tensor, ...]) -> np.ndarray:
     return np.stack([_host(one) for one in outputs])
 
 
 def _split_heads(dtype: str, rows: int, tokens: int, heads: int, dim: int) -> Row:
+    """The kernel works in place: what is timed are norms of norms."""
     packed = _on_device(_draw(4, rows, tokens, 3 * heads * dim), dtype)
     norms = _on_device(1.0 + 0.3 * _draw(5, 2, dim), dtype)
     want, weights = _host(packed).reshape(rows, tokens, 3, heads, dim), _host(norms)
@@ -178,14 +192,50 @@ def _split_heads(dtype: str, rows: int, tokens: int, heads: int, dim: int) -> Ro
     )  # fmt: skip
 
 
+def _patch_embed(dtype: str, images: int, tokens: int, channels: int, dim: int, rows: int) -> Row:
+    latents = _on_device(_draw(20, images, tokens, 4 * channels), "float32")
+    weight = _on_device(_draw(21, dim, channels, 2, 2) * (4 * channels) ** -0.5, dtype)
+    bias, positions = _on_device(_draw(22, dim), dtype), _on_device(_draw(23, tokens, dim), "float32")
+    patches = _host(latents.astype(dtype)).reshape(images, tokens, 2, 2, channels)
+    want = np.einsum("btpqc,dcpq->btd", patches, _host(weight)) + _host(bias) + _host(positions)
+    arguments = (latents, weight, bias, positions, rows)
+    return _row(
+        "patch_embed", f"images {images} tokens {tokens} channels {channels} dim {dim} rows {rows}", dtype,
+        np.concatenate([want] * (rows // images)), lambda: patch_embed_triton(*arguments),
+        lambda: patch_embed_reference(*arguments), _host,
+    )  # fmt: skip
+
+
+def _group_norm(dtype: str, *shape: int) -> Row:
+    """Means of four deviations, unlike from group to group."""
+    x = _on_device(_draw(24, *shape) * 0.5 + 2.0 * np.sin(np.arange(shape[-1], dtype=np.float32)), dtype)
+    weight, bias = (_on_device(_draw(seed, shape[-1]), dtype) for seed in (25, 26))
+    parts = _host(x).reshape(shape[0], -1, 32, shape[-1] // 32)
+    centred = parts - parts.mean((1, 3), keepdims=True)
+    normed = (centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 1e-6)).reshape(shape)
+    y = normed * _host(weight) + _host(bias)
+    arguments = (x, 32, weight, bias, 1e-6, True)
+    return _row(
+        "group_norm_silu", f"{list(shape)}", dtype, y / (1 + np.exp(-y)),
+        lambda: group_norm_silu_triton(*arguments), lambda: group_norm_silu_reference(*arguments), _host,
+    )  # fmt: skip
+
+
 def _guidance(dtype: str, guided: bool) -> Row:
     latents = _on_device(_draw(6, 1, 4096, 64), "float32")
     cond, uncond = (_on_device(_draw(seed, 1, 4096, 64), dtype) for seed in (7, 8))
     delta = paddle.to_tensor(np.float32([0.5, -0.0371, 0.25]))[1]
     prediction = _host(uncond) + 7.0 * (_host(cond) - _host(uncond)) if guided else _host(cond)
-    arguments = (latents, uncond if guided else None, cond, 7.0, delta)
+    want = _host(latents) + _host(delta) * prediction
+    arguments = (
+        latents,
+        uncond if guided else None,
+        cond,
+        7.0,
+        delta,
+    )  # latents are written, once the reference has run
     return _row(
-        "guidance_euler", "guided" if guided else "unguided", dtype, _host(latents) + _host(delta) * prediction,
+        "guidance_euler", "guided" if guided else "unguided", dtype, want,
         lambda: guidance_euler_triton(*arguments), lambda: guidance_euler_reference(*arguments), _host,
     )  # fmt: skip
 

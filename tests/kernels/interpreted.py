@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 from paddle import Tensor  # noqa: E402
 
-from sd3par.kernels.adaln import adaln_reference, adaln_triton  # noqa: E402
+from sd3par.kernels.adaln import Rows, adaln_reference, adaln_triton  # noqa: E402
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton  # noqa: E402
 from sd3par.kernels.conv import Tiles as ConvTiles  # noqa: E402
 from sd3par.kernels.conv import (  # noqa: E402
@@ -30,8 +30,10 @@ from sd3par.kernels.conv import (  # noqa: E402
     upsample_conv3x3_triton,
 )
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton  # noqa: E402
+from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton  # noqa: E402
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton  # noqa: E402
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton  # noqa: E402
+from sd3par.kernels.patch_embed import Tile, patch_embed_reference, patch_embed_triton  # noqa: E402
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton  # noqa: E402
 from tests.arrays import array  # noqa: E402
 
@@ -78,31 +80,61 @@ def attention_cases() -> Iterator[Case]:
 
 
 def norm_cases() -> Iterator[Case]:
-    for rows, tokens, dim in [(2, 5, 48), (1, 3, 1536), (3, 1, 7)]:
+    for rows, tokens, dim in [(2, 5, 48), (1, 3, 1536), (3, 1, 7), (1, 5, 2432)]:
         name = f"({rows}, {tokens}, {dim})"
         x, branch = tensor("x" + name, rows, tokens, dim) + 3.0, tensor("branch" + name, rows, tokens, dim)
         shift, scale, gate, *_ = tensor("mod" + name, rows, 6, dim).unbind(1)
         yield pair(f"adaln {name}", adaln_triton, adaln_reference, x, scale, shift)
         view = inside(x, float("nan"))
         yield pair(f"adaln strided {name}", adaln_triton, adaln_reference, view, scale, shift)
+        for many in (1, 2, 3):
+            how = Rows(many, 1 + many % 2)
+            got = adaln_triton(view, scale, shift, how)
+            yield f"adaln {name} {how}", got, adaln_reference(*map(wide, (x, scale, shift)))
         for case, given in (("gated", gate), ("ungated", None)):
-            both = pair("", gate_adaln_triton, gate_adaln_reference, view, branch, given, scale, shift)
-            for part, got, want in zip(("stream", "norm"), *both[1:], strict=True):
-                yield f"gate_adaln {case} {part} {name}", got, want
+            yield from gate_cases(f"gate_adaln {case} {name}", (view, branch, given), (scale, shift), (shift, gate))
+        want = gated_sum_reference(*map(wide, (x, gate, branch, scale)))
+        yield f"gated_sum {name}", gated_sum_triton(view, gate, branch, scale), want
+        yield f"gated_sum {name}, in place", view, want
+
+
+def gate_cases(name: str, streams: tuple[Tensor, ...], *modulations: tuple[Tensor, Tensor]) -> Iterator[Case]:
+    want = gate_adaln_reference(*map(wide, streams), *(tuple(map(wide, one)) for one in modulations))
+    for how in (None, Rows(2, 1), Rows(4, 2)):
+        once = gate_adaln_triton(*streams, modulations[0], how=how)
+        twice = gate_adaln_triton(*streams, *modulations, how=how)
+        for part, got in enumerate((*once, *twice)):
+            yield f"{name} {how} {part}", got, want[part if part < len(once) else part - len(once)]
 
 
 def other_cases() -> Iterator[Case]:
     for rows, tokens, heads, dim in [(2, 3, 3, 64), (1, 2, 5, 24)]:
         packed = tensor(f"packed{heads}", rows, tokens, 3 * heads * dim)
         norms = [1.0 + tensor(f"norm{i}{dim}", dim) for i in range(2)]
-        arguments = (inside(packed, float("nan")), dim, *norms)
-        yield pair(f"split_heads ({heads}, {dim})", split_heads_triton, split_heads_reference, *arguments)
+        want = split_heads_reference(*map(wide, (packed, dim, *norms)))
+        for some in (4, 64):
+            given = inside(packed, float("nan"))
+            yield f"split_heads ({heads}, {dim}) {some}", split_heads_triton(given, dim, *norms, heads_=some), want
     latents, cond, uncond = (tensor(name, 2, 37, 31) for name in ("latents", "cond", "uncond"))
     delta = paddle.to_tensor([0.5, -0.25])[1]
     for name, other in (("guided", uncond), ("unguided", None)):
-        arguments = (latents, other, cond, 7.0, delta)
-        got, want = guidance_euler_triton(*arguments), guidance_euler_reference(*arguments)
+        want = guidance_euler_reference(*map(wide, (latents, other, cond, 7.0, delta)))
+        given = latents.clone()
+        got = guidance_euler_triton(given, other, cond, 7.0, delta)
         yield f"guidance_euler {name}", got, want
+        yield f"guidance_euler {name}, in place", given, want
+
+
+def patch_cases() -> Iterator[Case]:
+    """Patches of other tokens and of poison behind them; the weight's order of channels is not the patches'."""
+    for images, tokens, channels, dim, rows in [(1, 37, 16, 48, 2), (2, 5, 3, 40, 2), (2, 33, 4, 64, 6)]:
+        latents = inside(tensor(f"latents{channels}", images, tokens, 4 * channels), float("nan"))
+        weight, bias = tensor(f"patch{channels}", dim, channels, 2, 2) * 0.2, tensor(f"bias{dim}", dim)
+        arguments = (latents, weight, bias, inside(tensor(f"positions{dim}", tokens, dim), float("nan")))
+        want = patch_embed_reference(*map(wide, arguments), rows)
+        for tile in (Tile(16, 32, 4), Tile(64, 16, 4)):
+            got = patch_embed_triton(*arguments, rows, tile)
+            yield f"patch_embed {images} {tokens} {channels} {dim} {tile}", got, want
 
 
 def group_norm_cases() -> Iterator[Case]:
@@ -144,7 +176,8 @@ def conv_cases() -> Iterator[Case]:
 def main() -> None:
     paddle.set_device("cpu")
     errors = {"torch is loaded": float("torch" in sys.modules)}
-    for cases in (attention_cases(), norm_cases(), other_cases(), group_norm_cases(), conv_cases()):
+    every = (attention_cases, norm_cases, other_cases, patch_cases, group_norm_cases, conv_cases)
+    for cases in (some() for some in every):
         for name, got, want in cases:
             error = (
                 np.abs(got.numpy().astype(np.float64) - want.numpy()).max(initial=0.0)

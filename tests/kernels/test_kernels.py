@@ -15,7 +15,10 @@ from sd3par.kernels import runtime
 from sd3par.kernels.adaln import adaln_triton
 from sd3par.kernels.attention import MAX_HEAD_DIM, attention_triton
 from sd3par.kernels.gate_adaln import gate_adaln_triton
+from sd3par.kernels.gated_sum import gated_sum_triton
+from sd3par.kernels.group_norm_silu import group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_triton
+from sd3par.kernels.patch_embed import patch_embed_triton
 from sd3par.kernels.qkv import split_heads_triton
 from tests import tolerances
 
@@ -48,11 +51,10 @@ def test_kernels_compile_for_every_gpu_of_interest() -> None:
     for capability, most in shared_at_most.items():
         launches = found.pop(f"launches sm_{capability}")
         convolutions = [[2, 1, 1], [8, 1, 1]] * 2 + [[2, 1, 1]]
-        assert launches == [
-            [8, 24, 1], [6, 24, 1], *[[37, 2, 1]] * 3, [37, 3, 1], [3, 1, 1], *[[4, 1, 1]] * 3, *convolutions,
-        ]  # fmt: skip
+        memory_bound = [*[[37, 2, 1]] * 4, [28, 1, 1], [5, 1, 1], [24, 1, 1], *[[4, 1, 1]] * 3]
+        assert launches == [[8, 24, 1], [6, 24, 1], *memory_bound, *convolutions]
         made = {name: sizes for name, sizes in found.items() if name.endswith(f"sm_{capability}")}
-        assert len(made) == 9
+        assert len(made) == 11
         for name, sizes in made.items():
             assert len(sizes) == variants.get(name.split()[0], 1), name
             assert all(cubin > 0 and shared <= most for cubin, shared in sizes), name
@@ -127,6 +129,7 @@ def zeros(*shape: int) -> paddle.Tensor:
 
 
 MOD, WEIGHT, QKV = zeros(1, 8), zeros(8), zeros(1, 2, 3, 1, 8)
+PATCH, PLACES = zeros(8, 4, 2, 2), zeros(3, 8)
 BAD = {
     "attention without three parts": (lambda: attention_triton([zeros(1, 2, 4, 1, 8)]), "segments"),
     "attention with too large heads": (lambda: attention_triton([zeros(1, 2, 3, 1, MAX_HEAD_DIM + 1)]), "head_dim"),
@@ -139,13 +142,25 @@ BAD = {
     "adaln of a vector": (lambda: adaln_triton(zeros(8), MOD, MOD), "x"),
     "adaln with another row count": (lambda: adaln_triton(zeros(2, 3, 8), MOD, MOD), "scale"),
     "adaln with another dtype": (lambda: adaln_triton(zeros(1, 3, 8), MOD, MOD.astype("float64")), "shift"),
-    "gate_adaln with another branch": (lambda: gate_adaln_triton(zeros(1, 3, 8), zeros(1, 2, 8), None, MOD, MOD),
+    "gate_adaln with another branch": (lambda: gate_adaln_triton(zeros(1, 3, 8), zeros(1, 2, 8), None, (MOD, MOD)),
                                        "branch"),
-    "gate_adaln with another gate": (lambda: gate_adaln_triton(zeros(1, 3, 8), zeros(1, 3, 8), WEIGHT, MOD, MOD),
+    "gate_adaln with another gate": (lambda: gate_adaln_triton(zeros(1, 3, 8), zeros(1, 3, 8), WEIGHT, (MOD, MOD)),
                                      "gate"),
+    "gate_adaln with another second shift": (lambda: gate_adaln_triton(zeros(1, 3, 8), zeros(1, 3, 8), MOD, (MOD, MOD),
+                                                                       (MOD, WEIGHT)), "shift"),
+    "gated_sum with another gate": (lambda: gated_sum_triton(PLACES[None], MOD, PLACES[None], WEIGHT), "gate2"),
     "split_heads of a width that does not divide": (lambda: split_heads_triton(zeros(1, 2, 25), 8, WEIGHT, WEIGHT),
                                                     "packed"),
     "split_heads with another weight": (lambda: split_heads_triton(zeros(1, 2, 24), 8, WEIGHT, MOD), "norm_k"),
+    "patches of other channels": (lambda: patch_embed_triton(zeros(1, 3, 12), PATCH, WEIGHT, PLACES, 1), "latents"),
+    "patches in double precision": (lambda: patch_embed_triton(zeros(1, 3, 16).astype("float64"), PATCH, WEIGHT, PLACES,
+                                                               1), "latents"),
+    "patches of other positions": (lambda: patch_embed_triton(zeros(1, 4, 16), PATCH, WEIGHT, PLACES, 1), "positions"),
+    "patches for other rows": (lambda: patch_embed_triton(zeros(2, 3, 16), PATCH, WEIGHT, PLACES, 3), "rows"),
+    "group norm of uneven groups": (lambda: group_norm_silu_triton(zeros(1, 2, 2, 8), 3, WEIGHT, WEIGHT, 1.0, True),
+                                    "x"),
+    "group norm with another bias": (lambda: group_norm_silu_triton(zeros(1, 2, 2, 8), 2, WEIGHT, MOD, 1.0, True),
+                                     "bias"),
     "guidance of other latents": (lambda: guidance_euler_triton(zeros(1, 8), None, zeros(2, 8), 1.0, zeros(1)[0]),
                                   "cond"),
 }  # fmt: skip

@@ -1,0 +1,233 @@
+"""The memory-bound kernels with cold caches, beside a copy: python -m benchmarks.gpu.bandwidth [--sweep]
+
+Each call works on inputs and outputs of its own, so many that the cache has none of them left when their turn comes
+again; all calls are one CUDA graph, as in a denoising step. A kernel's floor is the time that its bytes take in a large
+copy. Prints one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import paddle
+from paddle import Tensor
+
+from sd3par.device import CapturedGraph, Device, Event, choose
+from sd3par.kernels.adaln import Rows, adaln_triton
+from sd3par.kernels.gate_adaln import gate_adaln_triton
+from sd3par.kernels.gated_sum import gated_sum_triton
+from sd3par.kernels.group_norm_silu import group_norm_silu_triton
+from sd3par.kernels.guidance_euler import guidance_euler_triton
+from sd3par.kernels.patch_embed import Tile, patch_embed_triton
+from sd3par.kernels.qkv import split_heads_triton
+
+COLD_BYTES = 500e6  # touched before the same memory is touched again; caches hold 60 MB at most
+COPY_ELEMENTS = 1 << 30
+REPLAYS, ROUNDS = 4, 5
+HALF = "bfloat16"
+Options = dict[str, Any]
+Call = Callable[..., object]
+
+
+class Case(NamedTuple):
+    """One kernel at one shape: bytes that a call must move, inputs for one call, other ways to cut its work."""
+
+    kernel: str
+    shape: str
+    bytes: int
+    prepare: Callable[[], Call]
+    sweep: list[Options]
+
+
+def normal(*shape: int, dtype: str = HALF) -> Tensor:
+    """Returns numbers of `shape` on the device: zeros would take less power, and so less time."""
+    return paddle.randn(shape).astype(dtype)
+
+
+def adaln(rows: int, tokens: int, dim: int) -> Call:
+    """Returns a norm [rows, tokens, dim] of inputs of its own."""
+    x, mods = normal(rows, tokens, dim), normal(rows, 2, dim)
+    return partial(adaln_triton, x, mods[:, 0], mods[:, 1])
+
+
+def gate_adaln(rows: int, tokens: int, dim: int, twice: bool) -> Call:
+    """Returns a gated sum [rows, tokens, dim] and its norm or norms."""
+    x, branch = normal(rows, tokens, dim), normal(rows, tokens, dim)
+    shift, scale, gate, shift2, scale2, _ = normal(rows, 6, dim).unbind(1)
+    return partial(gate_adaln_triton, x, branch, gate, (scale, shift), *([(scale2, shift2)] if twice else []))
+
+
+def gated(rows: int, tokens: int, dim: int) -> Call:
+    """Returns the sum of two gated branches [rows, tokens, dim], in place."""
+    x, x2, gates = normal(rows, tokens, dim), normal(rows, tokens, dim), normal(rows, 2, dim)
+    return partial(gated_sum_triton, x, gates[:, 0], x2, gates[:, 1])
+
+
+def norm_cases() -> Iterator[Case]:
+    """Yields adaLN with and without a gated branch, and with two norms."""
+    hints = [("", "", ""), ("evict_first", "", ""), ("evict_first", "evict_first", "evict_last")]
+    few: list[Options] = [
+        {"how": Rows(many, warps)} for many, warps in ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (4, 2))
+    ]
+    every = few + [{"how": Rows(many, 1, *hint)} for many in (1, 4) for hint in hints]
+    for shape in [(2, 4096, 1536), (2, 333, 1536), (2, 4096, 2432), (2, 1024, 1536)]:
+        size, name = 2 * shape[0] * shape[1] * shape[2], " x ".join(map(str, shape))
+        sweep = every if shape == (2, 4096, 1536) else few[:4] if shape[2] == 1536 else few
+        yield Case("adaln", name, 2 * size, partial(adaln, *shape), sweep)
+        yield Case("gate_adaln", name, 4 * size, partial(gate_adaln, *shape, twice=False), sweep)
+        yield Case("gate_adaln twice", name, 5 * size, partial(gate_adaln, *shape, twice=True), few[:3])
+    yield Case("gated_sum", "2 x 4096 x 1536", 3 * 2 * 2 * 4096 * 1536, partial(gated, 2, 4096, 1536), [])
+
+
+def heads_normed(rows: int, tokens: int, heads: int) -> Call:
+    """Returns the norms of queries and keys of a packed projection, in place."""
+    norms = normal(2, 64)
+    return partial(split_heads_triton, normal(rows, tokens, 3 * heads * 64), 64, norms[0], norms[1])
+
+
+def head_cases() -> Iterator[Case]:
+    """Yields the norms of queries and keys: two thirds are read and written."""
+    sweep: list[Options] = [{"heads_": heads, "warps": warps} for heads, warps in
+                            ((16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8), (256, 8))]  # fmt: skip
+    for rows, tokens, heads in [(2, 4096, 24), (2, 333, 24), (2, 4096, 38)]:
+        size, name = 2 * rows * tokens * 2 * heads * 64, f"{rows} x {tokens} x {heads} x 64"
+        yield Case("split_heads", name, 2 * size, partial(heads_normed, rows, tokens, heads), sweep)
+
+
+def embedded(images: int, tokens: int) -> Call:
+    """Returns the patch embedding of SD3-medium with guidance."""
+    latents, positions = normal(images, tokens, 64, dtype="float32"), normal(tokens, 1536, dtype="float32")
+    return partial(patch_embed_triton, latents, normal(1536, 16, 2, 2), normal(1536), positions, 2 * images)
+
+
+def guided(images: int, tokens: int) -> Call:
+    """Returns guidance and an Euler step."""
+    latents, both = normal(images, tokens, 64, dtype="float32"), normal(2 * images, tokens, 64)
+    scale, delta = paddle.full([], 7.0), paddle.full([], -0.01)
+    return partial(guidance_euler_triton, latents, both[:images], both[images:], scale, delta)
+
+
+def step_cases() -> Iterator[Case]:
+    """Yields the first and the last kernel of a step."""
+    tiles = [Tile(64, 64, 4), Tile(64, 128, 4), Tile(32, 128, 4), Tile(32, 64, 4), Tile(16, 128, 4), Tile(128, 64, 4),
+             Tile(128, 128, 8), Tile(32, 256, 8), Tile(64, 64, 8)]  # fmt: skip
+    blocks: list[Options] = [{"block": many, "warps": warps} for many, warps in
+                             ((256, 2), (512, 2), (512, 4), (1024, 4))]  # fmt: skip
+    for images, tokens in [(1, 4096), (4, 4096)]:
+        size = tokens * (4 * 1536 + images * (4 * 64 + 2 * 2 * 1536))
+        sweep: list[Options] = [{"tile": tile} for tile in tiles]
+        yield Case("patch_embed", f"{images} x {tokens} x 1536", size, partial(embedded, images, tokens), sweep)
+        size = images * tokens * 64 * (2 * 4 + 2 * 2)
+        yield Case("guidance_euler", f"{images} x {tokens} x 64", size, partial(guided, images, tokens), blocks)
+
+
+def group_normed(side: int, channels: int) -> Call:
+    """Returns a group norm with SiLU of a square map."""
+    x = normal(1, side, side, channels)
+    return partial(group_norm_silu_triton, x, 32, normal(channels), normal(channels), 1e-6, True)
+
+
+def group_norm_cases() -> Iterator[Case]:
+    """Yields the norms of the decoder of a 1024x1024 picture: two reads and one write are counted."""
+    sweep: list[Options] = [{"tile": tile, "warps": warps, "parts": parts} for tile, warps in
+                            ((2048, 2), (4096, 4), (4096, 8), (8192, 8)) for parts in (256, 512, 1024)]  # fmt: skip
+    for side, channels in [(128, 512), (256, 512), (512, 512), (512, 256), (1024, 256), (1024, 128)]:
+        size, name = 2 * side * side * channels, f"1 x {side} x {side} x {channels}"
+        several = sweep if (side, channels) in ((128, 512), (512, 512), (1024, 128)) else []
+        yield Case("group_norm_silu", name, 3 * size, partial(group_normed, side, channels), several)
+
+
+def replay_us(device: Device, function: Callable[[], object], calls: int) -> float:
+    """Returns microseconds a call of a function that makes `calls`, recorded: the median of some rounds."""
+    graph = CapturedGraph(device, function, warmups=1)
+    graph()
+    times = []
+    for _ in range(ROUNDS):
+        begin, end = Event(), Event()
+        begin.record()
+        for _ in range(REPLAYS):
+            graph()
+        end.record()
+        times.append(1e3 * begin.elapsed_ms(end) / (REPLAYS * calls))
+    graph.reset()
+    return statistics.median(times)
+
+
+def copy_bandwidth(device: Device) -> float:
+    """Returns bytes a second, read and written, of a copy of 2 GB."""
+    x = normal(COPY_ELEMENTS // 64, 64)
+    into = paddle.empty_like(x)
+    return 4e6 * COPY_ELEMENTS / replay_us(device, lambda: paddle.assign(x, into), 1)
+
+
+def call_all(calls: list[Call], options: Options) -> list[object]:
+    """Returns the results of all calls."""
+    return [call(**options) for call in calls]
+
+
+def measure(device: Device, case: Case, bandwidth: float, sweep: bool) -> Iterator[Options]:
+    """Yields a row for the default and, if asked for, for every other way; one that fails is a row too."""
+    sets = max(3, int(COLD_BYTES / case.bytes))
+    calls = [case.prepare() for _ in range(sets)]
+    for options in [{}, *(case.sweep if sweep else [])]:
+        row: Options = {"kernel": case.kernel, "shape": case.shape, "bytes": case.bytes, "options": str(options)}
+        try:  # what a call returns is kept, or all would write into the same memory
+            us = replay_us(device, partial(call_all, calls, options), sets)
+            yield {**row, "us": round(us, 2), "share_of_floor": round(case.bytes / bandwidth / us * 1e6, 3)}
+        except Exception as error:
+            yield {**row, "error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def measure_all(device: Device, sweep: bool, only: str) -> Iterator[Options]:
+    """Yields all rows, the copy and an all but empty kernel first."""
+    bandwidth = copy_bandwidth(device)
+    yield {"kernel": "copy", "shape": "2 GB", "bytes": 4 * COPY_ELEMENTS, "tbps": round(bandwidth / 1e12, 3)}
+    tiny = [normal(1, 1, 64, dtype="float32") for _ in range(200)]
+    half, one = normal(1, 1, 64), paddle.full([], 1.0)
+    us = replay_us(device, lambda: [guidance_euler_triton(x, None, half, one, one) for x in tiny], len(tiny))
+    yield {"kernel": "guidance_euler", "shape": "64 numbers: what any launch takes", "us": round(us, 2)}
+    for cases in (norm_cases(), head_cases(), step_cases(), group_norm_cases()):
+        for case in cases:
+            if only in case.kernel:
+                yield from measure(device, case, bandwidth, sweep)
+
+
+def table(rows: list[Options]) -> str:
+    """Returns a line for each kernel and shape: the default, and the best of what else was tried."""
+    cases: dict[tuple[str, str], list[Options]] = {}
+    for row in rows:
+        if "share_of_floor" in row:
+            cases.setdefault((row["kernel"], row["shape"]), []).append(row)
+    lines = []
+    for (kernel, shape), found in cases.items():
+        best = min(found, key=lambda row: float(row["us"]))
+        times = [f"{row['us']:8.2f} us {row['share_of_floor']:6.1%}" for row in (found[0], best)]
+        lines.append(f"{kernel:17}{shape:24}{times[0]}   best {times[1]} {best['options']}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measures all kernels; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--sweep", action="store_true", help="also with other tiles, warps and hints")
+    parser.add_argument("--only", default="", help="kernels with this in their names")
+    options = parser.parse_args()
+    device = choose(HALF)
+    device.activate()
+    rows = []
+    with paddle.no_grad():
+        for row in measure_all(device, options.sweep, options.only):
+            rows.append(row)
+            print(json.dumps({"bench": "bandwidth", "who": "sd3par", **row}), flush=True)
+    print(table(rows), file=sys.stderr)
+    return int(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
