@@ -15,7 +15,7 @@ from sd3par.config import require
 from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, next_power_of_2, tl
 
 MAX_HEAD_DIM = 256
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
 
 
 class Tiles(NamedTuple):
@@ -59,7 +59,7 @@ def attention_triton(segments: list[Tensor], tiles: Tiles | None = None) -> list
     launch(
         _attention, (blocks, heads, rows), first, second, outs[0], outs[-1], *tokens, *first.strides[:4],
         *second.strides[:4], HEAD_DIM=head_dim, WIDTH=width, QUERIES=tiles.queries, KEYS=tiles.keys,
-        SCALE=_LOG2_E * head_dim**-0.5, num_warps=tiles.warps, num_stages=tiles.stages,
+        SCALE=LOG2_E * head_dim**-0.5, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return outs
 

@@ -17,7 +17,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import check_like, descriptor, jit, launch, next_power_of_2, tl
+from sd3par.kernels.runtime import check_like, jit, launch, next_power_of_2, plain_descriptor, tl
 
 _NARROW = 16  # outputs that a product makes at least
 
@@ -122,8 +122,8 @@ def _start(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out
     filters, places = (4 * outputs, 4 * channels) if upsample else (outputs, 9 * channels)
     launch(
         _conv3x3, (min(count, tiles.programs or count),),
-        descriptor(x, list(x.shape), [1, 1, tiles.pixels, tiles.channels]),
-        descriptor(weight, [filters, places], [tiles.outputs, tiles.channels]),
+        plain_descriptor(x, list(x.shape), [1, 1, tiles.pixels, tiles.channels]),
+        plain_descriptor(weight, [filters, places], [tiles.outputs, tiles.channels]),
         bias, x if residual is None else residual, out, batch * height, height, width, channels, outputs,
         PIXELS=tiles.pixels, OUTPUTS=tiles.outputs, CHANNELS=tiles.channels, UPSAMPLE=upsample,
         RESIDUAL=residual is not None, WHOLE=outputs % tiles.outputs == 0, SHARED=tiles.programs > 0,

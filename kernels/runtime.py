@@ -22,13 +22,17 @@ from sd3par.kernels.cache import shared_cache
 try:
     import triton
     import triton.language as tl
+    from triton.experimental import gluon
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.language.nvidia import hopper
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # the references need none
-    triton = tl = TensorDescriptor = None
+    triton = tl = gluon = gl = hopper = TensorDescriptor = None
 
 __all__ = [
-    "TESTED", "check_last_axis", "check_like", "descriptor", "empty", "jit", "kind_of", "launch", "next_power_of_2",
-    "takes", "tl", "why_not",
+    "TESTED", "architecture", "check_last_axis", "check_like", "constexpr_function", "descriptor", "empty", "gl",
+    "gluon_jit", "hopper", "jit", "kind_of", "launch", "next_power_of_2", "plain_descriptor", "processors", "takes",
+    "tl", "why_not",
 ]  # fmt: skip
 TESTED = "3.6"
 MIN_CAPABILITY = (8, 0)  # bfloat16 in tensor cores, asynchronous copies
@@ -41,6 +45,57 @@ _log = logging.getLogger(__name__)
 def jit(function: Callable[..., None]) -> Any:
     """Marks a Triton kernel; without Triton it stays what it is, and is never launched."""
     return function if triton is None else triton.jit(function)
+
+
+def gluon_jit(function: Callable[..., Any]) -> Any:
+    """Marks a Gluon kernel, or a function of one; without Triton it stays what it is."""
+    return function if triton is None else gluon.jit(function)
+
+
+def constexpr_function(function: Callable[..., str]) -> Any:
+    """Marks a function that kernels call while they are compiled."""
+    return function if triton is None else gluon.constexpr_function(function)
+
+
+def descriptor(x: Tensor, shape: list[int], strides: list[int], box: tuple[int, ...]) -> Any:
+    """Returns what TMA reads x by, a box at a time, as a tensor of this shape and strides; boxes are 128 bytes wide."""
+    layout = gl.NVMMASharedLayout(128, 16, rank=len(box))
+    return gluon.nvidia.hopper.TensorDescriptor(x, shape, strides, list(box), layout)
+
+
+def plain_descriptor(x: Tensor, shape: list[int], block: list[int]) -> Any:
+    """Returns the same for Triton's own kernels, of x, contiguous, as [*shape]; beyond the edges there are zeros.
+
+    Without its constructor, which asks a dtype for what only torch's have.
+    """
+    whole = TensorDescriptor.__new__(TensorDescriptor)
+    whole.base, whole.shape, whole.block_shape, whole.padding = x, shape, block, "zero"
+    whole.strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    aligned = x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in whole.strides[:-1])
+    if not (aligned and x.is_contiguous()):
+        raise ConfigError("tensor", f"strides {x.strides} at {x.data_ptr():#x}", "contiguous rows of whole 16 bytes")
+    return whole
+
+
+def architecture() -> int:
+    """Returns the current device's compute capability, 90 for 9.0."""
+    return _properties(_index())[0]
+
+
+def processors() -> int:
+    """Returns how many multiprocessors the current device has."""
+    return _properties(_index())[1]
+
+
+def _index() -> int:
+    _activate()
+    return int(triton.runtime.driver.active.get_current_device())
+
+
+@functools.cache
+def _properties(index: int) -> tuple[int, int]:
+    driver = triton.runtime.driver.active
+    return driver.get_current_target().arch, driver.utils.get_device_properties(index)["multiprocessor_count"]
 
 
 def takes(x: Tensor) -> bool:
@@ -99,20 +154,6 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: ob
     run(x, y, z, stream, function, metadata, None, None, None, *values, *constants)
 
 
-def descriptor(x: Tensor, shape: list[int], block: list[int]) -> Any:
-    """Returns Triton's descriptor of x, contiguous, as [*shape], read in blocks; beyond the edges there are zeros.
-
-    Without its constructor, which asks a dtype for what only torch's have.
-    """
-    whole = TensorDescriptor.__new__(TensorDescriptor)
-    whole.base, whole.shape, whole.block_shape, whole.padding = x, shape, block, "zero"
-    whole.strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    aligned = x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in whole.strides[:-1])
-    if not (aligned and x.is_contiguous()):
-        raise ConfigError("tensor", f"strides {x.strides} at {x.data_ptr():#x}", "contiguous rows of whole 16 bytes")
-    return whole
-
-
 def _flatten(arguments: tuple[object, ...]) -> tuple[list[object], list[object]]:
     """Returns arguments as the launcher takes them, and of each what Triton compiles for, or more.
 
@@ -129,7 +170,10 @@ def _flatten(arguments: tuple[object, ...]) -> tuple[list[object], list[object]]
             kinds.append(address % 16 == 0)
         elif isinstance(one, TensorDescriptor):
             values.append(one)
-            kinds.append((one.base.dtype, *one.block_shape))
+            kinds += (one.base.dtype, *one.block_shape)
+        elif isinstance(one, gluon.nvidia.hopper.TensorDescriptor):  # compiled for what it copies, not for where
+            values.append(one)
+            kinds += (one.base.dtype, *one.block_shape, one.layout)
         else:
             values.append(one)
             kinds.append(float if isinstance(one, float) else one)

@@ -1,23 +1,29 @@
 """Every kernel compiled for GPUs that need not be there, from Paddle tensors: python -m tests.kernels.compiled
 
-Prints one JSON object: "kernel sm_XX" -> cubin bytes, shared memory bytes, launches; and whether torch got loaded.
+Prints one JSON object: "kernel sm_XX" -> cubin bytes, shared memory bytes, launches; what the assembler says of the
+kernel for Hopper; and whether torch got loaded.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import tempfile
 from functools import partial
 from types import SimpleNamespace
 
 import paddle
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.backends.nvidia.driver import CudaDriver
 
 from sd3par.kernels import runtime
 from sd3par.kernels.adaln import _adaln, adaln_triton
 from sd3par.kernels.attention import _attention, attention_triton
+from sd3par.kernels.attention_hopper import _attention_hopper, attention_hopper
 from sd3par.kernels.conv import _conv3x3, conv3x3_triton, upsample_conv3x3_triton
 from sd3par.kernels.gate_adaln import _gate_adaln, gate_adaln_triton
 from sd3par.kernels.gated_sum import _gated_sum, gated_sum_triton
@@ -76,6 +82,24 @@ def call_all() -> None:
             upsample_conv3x3_triton(x, zeros([4, outputs, 2, 2, 64]), bias)
 
 
+def assembled(ptx: str) -> str:
+    """Returns what NVIDIA's assembler says of a kernel for Hopper: warnings, registers, spills."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as source:
+        source.write(ptx)
+        source.flush()
+        command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", source.name, "-o", os.devnull]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def call_hopper() -> list[object]:
+    """Returns for each dtype: cubin bytes, shared memory bytes, what the assembler says."""
+    for dtype in ("bfloat16", "float16"):
+        image, text = paddle.zeros([1, 77, 3, 24, 64], dtype=dtype), paddle.zeros([1, 333, 3, 24, 64], dtype=dtype)
+        attention_hopper([image, text])
+    made = _attention_hopper.device_caches[90][0].values()
+    return [(len(one.asm["cubin"]), one.metadata.shared, assembled(one.asm["ptx"])) for one in made]
+
+
 def main() -> None:
     paddle.set_device("cpu")
     runtime._driver = lambda: None
@@ -86,6 +110,8 @@ def main() -> None:
         triton.runtime.driver.set_active(stub(capability, launches))
         call_all()
         found[f"launches sm_{capability}"] = launches
+        if capability == 90:
+            found["hopper"] = call_hopper()
         for name, kernel in KERNELS.items():
             made = list(kernel.device_caches[capability][0].values())
             found[f"{name} sm_{capability}"] = [(len(one.asm["cubin"]), one.metadata.shared) for one in made]

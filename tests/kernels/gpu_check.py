@@ -13,9 +13,11 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from sd3par.device import CapturedGraph, Device, Event, synchronize
+from sd3par.device import CapturedGraph, Device, Event
+from sd3par.kernels import attention
 from sd3par.kernels.adaln import adaln_reference, adaln_triton
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton
+from sd3par.kernels.attention_hopper import attention_hopper, fits
 from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
 from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton
@@ -30,16 +32,10 @@ from sd3par.kernels.linear import (
 )
 from sd3par.kernels.patch_embed import patch_embed_reference, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
+from tests.kernels.gpu_attention import MAIN, SHAPES, case, error, host
 
 UNIT = {"bfloat16": 2**-8, "float16": 2**-11, "float32": 2**-18}  # allowed where the reference does not run
 ROOM = 1.05  # times the reference's error, both root mean squares
-MAIN = (2, (4096, 333), 24, 64)  # SD3-medium, 1024x1024, guidance
-# rows, tokens of each segment, heads, head_dim, tokens in memory behind the last of a segment (poison)
-ATTENTION = [
-    (*MAIN, 0), (2, (1024, 154), 24, 64, 0), (1, (1,), 2, 64, 0), (2, (37, 33), 2, 64, 5), (2, (300, 211), 3, 32, 5),
-    (1, (200, 1), 2, 128, 2), (1, (129, 100), 3, 48, 3), (2, (77,), 1, 16, 0), (1, (130, 7), 1, 256, 0),
-    (1, (4429,), 38, 64, 0), (1, (192, 128), 2, 64, 130), (1, (100, 0), 2, 64, 3),
-]  # fmt: skip
 NORMS = [(2, 4096, 1536), (2, 333, 1536), (2, 4096, 2432), (3, 37, 48), (1, 1, 1536)]
 LINEARS = [((2, 4096, 1536), 6144), ((2, 333, 1536), 6144), ((2, 4096, 6144), 1536), ((3, 37, 50), 136),
            ((1, 1, 1536), 1536), ((2, 5, 13), 7)]  # fmt: skip
@@ -87,8 +83,8 @@ def time_us(call: Callable[[], object], repeats: int = 20) -> float:
 
 
 def _kernels(dtype: str) -> Iterator[Row]:
-    for shape in ATTENTION:
-        yield _attention(dtype, *shape)
+    for shape in SHAPES:
+        yield from _attention(dtype, *shape)
     for shape in NORMS:
         yield from _norms(dtype, *shape)
     for shape in [(2, 4096, 24, 64), (2, 333, 24, 64), (1, 5, 38, 64), (1, 3, 5, 24)]:
@@ -101,39 +97,19 @@ def _kernels(dtype: str) -> Iterator[Row]:
         yield _group_norm(dtype, *shape)
 
 
-def _attention(dtype: str, rows: int, tokens: tuple[int, ...], heads: int, head_dim: int, behind: int) -> Row:
-    """The fp64 reference is made of some heads only; what lies behind the last token of a segment is poison."""
-    poison = 1e4 if dtype == "bfloat16" else np.nan
-    drawn = [_draw(17 * i + count, rows, count + behind, 3, heads, head_dim) * 1.5 for i, count in enumerate(tokens)]
-    for values, count in zip(drawn, tokens, strict=True):
-        values[:, count:] = poison
-    memory = [_on_device(values, dtype) for values in drawn]
-    segments = [full[:, :count] for full, count in zip(memory, tokens, strict=True)]
-    some = sorted({0, heads // 2, heads - 1})[: 2 if sum(tokens) > 1000 else 3]
-    exact = np.concatenate([_host(full)[-1, :count] for full, count in zip(memory, tokens, strict=True)])  # as rounded
-    want = np.stack([_softmax_attention(exact[:, :, head]) for head in some], axis=1)  # [S, some, head_dim]
+def _attention(dtype: str, *shape: Any) -> Iterator[Row]:
+    known = case(dtype, *shape)
 
-    def chosen(out: list[Tensor]) -> np.ndarray:
-        return np.concatenate([_host(x)[-1] for x in out]).reshape(sum(tokens), heads, head_dim)[:, some]
+    def reference() -> list[Tensor]:
+        return attention_reference(known.segments)
 
-    name = f"rows {rows} tokens {' + '.join(map(str, tokens))} heads {heads}x{head_dim}"
-    return _row(
-        "attention",
-        name,
-        dtype,
-        want,
-        lambda: attention_triton(segments),
-        lambda: attention_reference(segments),
-        chosen,
-    )
-
-
-def _softmax_attention(qkv: np.ndarray) -> np.ndarray:
-    """qkv: [S, 3, head_dim] fp64 -> [S, head_dim]."""
-    q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
-    scores = q @ k.T / np.sqrt(q.shape[1])
-    weights = np.exp(scores - scores.max(1, keepdims=True))
-    return weights @ v / weights.sum(1, keepdims=True)
+    kernels: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {"attention": attention_triton}
+    if fits(known.segments):
+        kernels["attention on Hopper"] = attention_hopper
+    for name, kernel in kernels.items():
+        yield _row(
+            name, known.name, dtype, known.want, lambda kernel=kernel: kernel(known.segments), reference, known.chosen
+        )  # fmt: skip
 
 
 def _norms(dtype: str, rows: int, tokens: int, dim: int) -> Iterator[Row]:
@@ -142,13 +118,13 @@ def _norms(dtype: str, rows: int, tokens: int, dim: int) -> Iterator[Row]:
     x, branch = buffer[:, :tokens], _on_device(_draw(2, rows, tokens, dim), dtype)
     mods = _on_device(_draw(3, rows, 6, dim), dtype)
     shift, scale, gate, *_ = mods.unbind(1)
-    x64, branch64 = _host(buffer)[:, :tokens], _host(branch)
-    shift64, scale64, gate64, *_ = (_host(mods)[:, i : i + 1] for i in range(6))
+    x64, branch64 = host(buffer)[:, :tokens], host(branch)
+    shift64, scale64, gate64, *_ = (host(mods)[:, i : i + 1] for i in range(6))
     sum64 = x64 + gate64 * branch64
     name = f"rows {rows} tokens {tokens} dim {dim}"
     yield _row(
         "adaln", name, dtype, _norm(x64) * (1 + scale64) + shift64,
-        lambda: adaln_triton(x, scale, shift), lambda: adaln_reference(x, scale, shift), _host,
+        lambda: adaln_triton(x, scale, shift), lambda: adaln_reference(x, scale, shift), host,
     )  # fmt: skip
     yield _row(
         "gate_adaln", name, dtype, np.stack([sum64, _norm(sum64) * (1 + scale64) + shift64]),
@@ -158,7 +134,7 @@ def _norms(dtype: str, rows: int, tokens: int, dim: int) -> Iterator[Row]:
     yield _row(
         "gated_sum", name, dtype, gate64 * x64 + scale64 * branch64,
         lambda: gated_sum_triton(x.clone(), gate, branch, scale), lambda: gated_sum_reference(x, gate, branch, scale),
-        _host,
+        host,
     )  # fmt: skip
     norm64 = _norm(x64 + branch64)
     twice = ((scale, shift), (shift, gate))
@@ -174,21 +150,21 @@ def _norm(x: np.ndarray) -> np.ndarray:
 
 
 def _all(outputs: tuple[Tensor, ...]) -> np.ndarray:
-    return np.stack([_host(one) for one in outputs])
+    return np.stack([host(one) for one in outputs])
 
 
 def _split_heads(dtype: str, rows: int, tokens: int, heads: int, dim: int) -> Row:
     """The kernel works in place: what is timed are norms of norms."""
     packed = _on_device(_draw(4, rows, tokens, 3 * heads * dim), dtype)
     norms = _on_device(1.0 + 0.3 * _draw(5, 2, dim), dtype)
-    want, weights = _host(packed).reshape(rows, tokens, 3, heads, dim), _host(norms)
+    want, weights = host(packed).reshape(rows, tokens, 3, heads, dim), host(norms)
     for part in range(2):
         x = want[:, :, part]
         want[:, :, part] = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weights[part]
     return _row(
         "split_heads", f"rows {rows} tokens {tokens} heads {heads}x{dim}", dtype, want,
         lambda: split_heads_triton(packed, dim, norms[0], norms[1]),
-        lambda: split_heads_reference(packed, dim, norms[0], norms[1]), _host,
+        lambda: split_heads_reference(packed, dim, norms[0], norms[1]), host,
     )  # fmt: skip
 
 
@@ -196,13 +172,13 @@ def _patch_embed(dtype: str, images: int, tokens: int, channels: int, dim: int, 
     latents = _on_device(_draw(20, images, tokens, 4 * channels), "float32")
     weight = _on_device(_draw(21, dim, channels, 2, 2) * (4 * channels) ** -0.5, dtype)
     bias, positions = _on_device(_draw(22, dim), dtype), _on_device(_draw(23, tokens, dim), "float32")
-    patches = _host(latents.astype(dtype)).reshape(images, tokens, 2, 2, channels)
-    want = np.einsum("btpqc,dcpq->btd", patches, _host(weight)) + _host(bias) + _host(positions)
+    patches = host(latents.astype(dtype)).reshape(images, tokens, 2, 2, channels)
+    want = np.einsum("btpqc,dcpq->btd", patches, host(weight)) + host(bias) + host(positions)
     arguments = (latents, weight, bias, positions, rows)
     return _row(
         "patch_embed", f"images {images} tokens {tokens} channels {channels} dim {dim} rows {rows}", dtype,
         np.concatenate([want] * (rows // images)), lambda: patch_embed_triton(*arguments),
-        lambda: patch_embed_reference(*arguments), _host,
+        lambda: patch_embed_reference(*arguments), host,
     )  # fmt: skip
 
 
@@ -210,14 +186,14 @@ def _group_norm(dtype: str, *shape: int) -> Row:
     """Means of four deviations, unlike from group to group."""
     x = _on_device(_draw(24, *shape) * 0.5 + 2.0 * np.sin(np.arange(shape[-1], dtype=np.float32)), dtype)
     weight, bias = (_on_device(_draw(seed, shape[-1]), dtype) for seed in (25, 26))
-    parts = _host(x).reshape(shape[0], -1, 32, shape[-1] // 32)
+    parts = host(x).reshape(shape[0], -1, 32, shape[-1] // 32)
     centred = parts - parts.mean((1, 3), keepdims=True)
     normed = (centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 1e-6)).reshape(shape)
-    y = normed * _host(weight) + _host(bias)
+    y = normed * host(weight) + host(bias)
     arguments = (x, 32, weight, bias, 1e-6, True)
     return _row(
         "group_norm_silu", f"{list(shape)}", dtype, y / (1 + np.exp(-y)),
-        lambda: group_norm_silu_triton(*arguments), lambda: group_norm_silu_reference(*arguments), _host,
+        lambda: group_norm_silu_triton(*arguments), lambda: group_norm_silu_reference(*arguments), host,
     )  # fmt: skip
 
 
@@ -225,18 +201,12 @@ def _guidance(dtype: str, guided: bool) -> Row:
     latents = _on_device(_draw(6, 1, 4096, 64), "float32")
     cond, uncond = (_on_device(_draw(seed, 1, 4096, 64), dtype) for seed in (7, 8))
     delta = paddle.to_tensor(np.float32([0.5, -0.0371, 0.25]))[1]
-    prediction = _host(uncond) + 7.0 * (_host(cond) - _host(uncond)) if guided else _host(cond)
-    want = _host(latents) + _host(delta) * prediction
-    arguments = (
-        latents,
-        uncond if guided else None,
-        cond,
-        7.0,
-        delta,
-    )  # latents are written, once the reference has run
+    prediction = host(uncond) + 7.0 * (host(cond) - host(uncond)) if guided else host(cond)
+    want = host(latents) + host(delta) * prediction
+    arguments = (latents, uncond if guided else None, cond, 7.0, delta)  # latents are written after the reference ran
     return _row(
         "guidance_euler", "guided" if guided else "unguided", dtype, want,
-        lambda: guidance_euler_triton(*arguments), lambda: guidance_euler_reference(*arguments), _host,
+        lambda: guidance_euler_triton(*arguments), lambda: guidance_euler_reference(*arguments), host,
     )  # fmt: skip
 
 
@@ -255,9 +225,9 @@ def _linear(x: Tensor, columns: int, name: str, dtype: str) -> Iterator[Row]:
     bias = _on_device(_draw(16, columns), dtype)
 
     def chosen(out: Tensor) -> np.ndarray:
-        return _host(out)[:, ::every]
+        return host(out)[:, ::every]
 
-    want = chosen(x) @ _host(weight) + _host(bias)
+    want = chosen(x) @ host(weight) + host(bias)
     least = FP32_SUMS if dtype == "float32" else 1e-7
     yield _row(
         "linear", name, dtype, want,
@@ -280,19 +250,12 @@ def _row(
 ) -> Row:  # fmt: skip
     beside: Row = {}
     try:
-        allowed = ROOM * _error(values(reference()), want) + least
+        allowed = ROOM * error(values(reference()), want) + least
         beside["reference_us"] = time_us(reference, 5)
     except Exception as error:  # an op that the device lacks says nothing about the kernel
         allowed, beside["reference_failed"] = UNIT[dtype], f"{type(error).__name__}: {error}"[:200]
-    row = _sized(kernel, _error(values(ours()), want), allowed)
+    row = _sized(kernel, error(values(ours()), want), allowed)
     return {**row, "shape": shape, "dtype": dtype, "us": time_us(ours), **beside}
-
-
-def _error(got: np.ndarray, want: np.ndarray) -> float:
-    """Returns the root mean square of the difference, relative to the values; NaN and a wrong shape are infinite."""
-    if got.shape != want.shape or not np.isfinite(got).all():
-        return float("inf")
-    return float(np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)))
 
 
 def _sized(kernel: str, error: float, allowed: float) -> Row:
@@ -308,16 +271,16 @@ def _captured(device: Device) -> Row:
 
     def function() -> Tensor:
         normed = adaln_triton(x, mods[:, 0], mods[:, 1])
-        return attention_triton([linear_fused(normed, weight, bias).reshape([1, 77, 3, 24, 64])])[0]
+        return attention([linear_fused(normed, weight, bias).reshape([1, 77, 3, 24, 64])])[0]
 
     graph = CapturedGraph(device, function)
     differences = []
     for draw in (*draws, draws[0]):
         paddle.assign(draw, x)
-        replayed = _host(graph())
-        differences.append(np.abs(replayed - _host(function())).max())
+        replayed = host(graph())
+        differences.append(np.abs(replayed - host(function())).max())
     graph.reset()
-    moved = np.abs(_host(draws[0]) - _host(draws[1])).max() > 0
+    moved = np.abs(host(draws[0]) - host(draws[1])).max() > 0
     return _sized("captured graph of kernels", max(differences) if moved else float("inf"), 0.0)
 
 
@@ -327,8 +290,3 @@ def _draw(seed: int, *shape: int) -> np.ndarray:
 
 def _on_device(values: np.ndarray, dtype: str) -> Tensor:
     return paddle.to_tensor(values.astype(np.float32)).astype(dtype)
-
-
-def _host(x: Tensor) -> np.ndarray:
-    synchronize()
-    return x.astype("float32").numpy().astype(np.float64)

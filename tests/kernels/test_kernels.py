@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -48,6 +49,12 @@ def test_kernels_compile_for_every_gpu_of_interest() -> None:
     assert found.pop("torch") is False
     variants = {"attention": 2, "gate_adaln": 2, "conv3x3": 5}
     shared_at_most = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+    hopper, launches = found.pop("hopper"), found["launches sm_90"]
+    assert len(hopper) == 2 and [launches.pop(), launches.pop()] == [[96, 1, 1]] * 2
+    for cubin, shared, said in hopper:
+        assert cubin > 0 and shared <= shared_at_most[90]
+        assert "0 bytes spill stores, 0 bytes spill loads" in said
+        assert "wgmma" not in said  # its warning that products wait for each other
     for capability, most in shared_at_most.items():
         launches = found.pop(f"launches sm_{capability}")
         convolutions = [[2, 1, 1], [8, 1, 1]] * 2 + [[2, 1, 1]]
@@ -73,6 +80,25 @@ def test_attention_of_two_segments_is_that_of_one(first: int) -> None:
     assert float((paddle.concat(both, axis=1) - whole).abs().max()) <= tolerances.MODULE
     (alone,) = kernels.attention([qkv[:, :8]])
     assert float((alone - whole[:, :8]).abs().max()) > 100 * tolerances.MODULE  # one key more shows
+
+
+def test_which_segments_tma_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("sd3par.kernels.attention_hopper")
+    monkeypatch.setattr(module, "architecture", lambda: 90)
+    x = paddle.zeros([2, 9, 3, 4, 64], dtype="bfloat16")
+    assert module.fits([x]) and module.fits([x[:, 2:7], x])
+    wide = paddle.zeros([2, 9, 3, 4, 80], dtype="bfloat16")
+    others = {
+        "half of the heads": x[:, :, :, :2],
+        "another head dim": paddle.zeros([2, 9, 3, 4, 32], dtype="bfloat16"),
+        "a part of each head": wide[..., :64],
+        "an address that 16 does not divide": paddle.zeros([6913 * 2], dtype="bfloat16")[1:13825].view(
+            [2, 9, 3, 4, 64]
+        ),
+    }
+    assert {name: module.fits([x, other]) for name, other in others.items()} == dict.fromkeys(others, False)
+    monkeypatch.setattr(module, "architecture", lambda: 100)
+    assert not module.fits([x])
 
 
 def test_the_cpu_runs_references_and_says_why() -> None:
