@@ -11,6 +11,8 @@ from paddle import Tensor
 from sd3par import device
 from sd3par.kernels.adaln import MAX_DIM, adaln_reference, adaln_triton
 from sd3par.kernels.attention import MAX_HEAD_DIM, attention_reference, attention_triton
+from sd3par.kernels.attention_hopper import attention_hopper
+from sd3par.kernels.attention_hopper import fits as hopper_fits
 from sd3par.kernels.conv import (
     conv3x3_reference,
     conv3x3_triton,
@@ -78,7 +80,7 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def attention(segments: list[Tensor]) -> list[Tensor]:
     """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both."""
     if takes(segments[0]) and segments[0].shape[-1] <= MAX_HEAD_DIM:
-        return attention_triton(segments)
+        return (attention_hopper if hopper_fits(segments) else attention_triton)(segments)
     return attention_reference(segments)
 
 

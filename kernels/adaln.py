@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, next_power_of_2, tl
+from sd3par.kernels.runtime import (
+    check_last_axis,
+    check_like,
+    empty,
+    jit,
+    launch,
+    next_power_of_2,
+    tl,
+)
 
 EPSILON = 1e-6
 MAX_DIM = 16384  # a token stays in registers
@@ -61,7 +68,7 @@ def adaln_triton(x: Tensor, scale: Tensor, shift: Tensor, how: Rows | None = Non
     check_like(x, [rows, dim], scale=scale, shift=shift)
     check_last_axis(x=x, scale=scale, shift=shift)
     how = how or rows_for(rows * tokens, dim)
-    out = paddle.empty([rows, tokens, dim], dtype=x.dtype)
+    out = empty([rows, tokens, dim], x)
     launch(
         _adaln, (-(-tokens // how.tokens), rows), x, scale, shift, out, tokens, *x.strides[:2], scale.strides[0],
         shift.strides[0], *out.strides[:2], CHUNKS=chunks(dim), DIM=dim, LINE=LINE, EPSILON=EPSILON,

@@ -12,7 +12,15 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, next_power_of_2, tl
+from sd3par.kernels.runtime import (
+    check_last_axis,
+    check_like,
+    empty,
+    jit,
+    launch,
+    next_power_of_2,
+    tl,
+)
 
 MAX_HEAD_DIM = 256
 LOG2_E = 1.4426950408889634
@@ -52,7 +60,7 @@ def attention_triton(segments: list[Tensor], tiles: Tiles | None = None) -> list
     rows, heads, head_dim = check_segments(segments)
     width = max(16, next_power_of_2(head_dim))  # tl.dot multiplies no fewer than 16
     tiles = tiles or TILES[width]
-    outs = [paddle.empty([rows, x.shape[1], heads * head_dim], dtype=x.dtype) for x in segments]
+    outs = [empty([rows, x.shape[1], heads * head_dim], x) for x in segments]
     first, second = segments[0], segments[-1]
     tokens = first.shape[1], second.shape[1] if len(segments) == 2 else 0
     blocks = sum(-(-count // tiles.queries) for count in tokens)

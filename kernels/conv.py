@@ -17,7 +17,15 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import check_like, jit, launch, next_power_of_2, plain_descriptor, tl
+from sd3par.kernels.runtime import (
+    check_like,
+    empty,
+    jit,
+    launch,
+    next_power_of_2,
+    plain_descriptor,
+    tl,
+)
 
 _NARROW = 16  # outputs that a product makes at least
 
@@ -93,7 +101,7 @@ def conv3x3_triton(
     outputs = weight.shape[0]
     require(fits(x), "x", f"shape {x.shape}", "[B, H, W, C] in one run, C 16, 32 or a multiple of 64")
     check_like(x, [outputs, 3, 3, channels], weight=weight)
-    out = paddle.empty([batch, height, width, outputs], dtype=x.dtype)
+    out = empty([batch, height, width, outputs], x)
     if residual is not None:
         check_like(x, out.shape, residual=residual)
         require(residual.is_contiguous(), "residual", f"strides {residual.strides}", "those of a tensor in one run")
@@ -107,7 +115,7 @@ def upsample_conv3x3_triton(x: Tensor, weight: Tensor, bias: Tensor, tiles: Tile
     outputs = weight.shape[1]
     require(fits(x), "x", f"shape {x.shape}", "[B, H, W, C] in one run, C 16, 32 or a multiple of 64")
     check_like(x, [4, outputs, 2, 2, channels], weight=weight)
-    out = paddle.empty([batch, 2 * height, 2 * width, outputs], dtype=x.dtype)
+    out = empty([batch, 2 * height, 2 * width, outputs], x)
     _start(x, weight, bias, None, out, tiles)
     return out
 

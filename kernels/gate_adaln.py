@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import paddle
 from paddle import Tensor
 
 from sd3par.kernels.adaln import (
@@ -20,7 +19,14 @@ from sd3par.kernels.adaln import (
     store_chunk,
     store_modulated,
 )
-from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, tl
+from sd3par.kernels.runtime import (
+    check_last_axis,
+    check_like,
+    empty,
+    jit,
+    launch,
+    tl,
+)
 
 Modulation = tuple[Tensor, Tensor]  # scale and shift, [R, D] each
 
@@ -50,7 +56,7 @@ def gate_adaln_triton(
     check_like(x, [rows, tokens, dim], branch=branch)
     (scale, shift), (scale2, shift2) = modulations[0], modulations[-1]
     how = how or rows_for(rows * tokens, dim)
-    outs = [paddle.empty([rows, tokens, dim], dtype=x.dtype) for _ in range(1 + len(modulations))]
+    outs = [empty([rows, tokens, dim], x) for _ in range(1 + len(modulations))]
     launch(
         _gate_adaln, (-(-tokens // how.tokens), rows), x, branch, branch if gate is None else gate, scale, shift,
         scale2, shift2, outs[0], outs[1], outs[-1], tokens, *x.strides[:2], *branch.strides[:2],

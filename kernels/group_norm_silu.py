@@ -10,7 +10,14 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import check_like, jit, launch, next_power_of_2, tl
+from sd3par.kernels.runtime import (
+    check_like,
+    empty,
+    jit,
+    launch,
+    next_power_of_2,
+    tl,
+)
 
 MAX_CHANNELS = 2048  # a pixel's channels and their statistics stay in registers
 PARTS = 512  # programs that read for the statistics: four on each of 132 processors, together in flight
@@ -49,7 +56,7 @@ def group_norm_silu_triton(
     parts = min(tiles, max(parts // max(images, 1), 1))
     partial = paddle.empty([images, parts, 2, groups], dtype="float32")
     statistics = paddle.empty([images, 2, groups], dtype="float32")
-    out = paddle.empty(x.shape, dtype=x.dtype)
+    out = empty(x.shape, x)
     cut = {"GROUPS": groups, "CHANNELS": channels, "ROWS": rows, "num_warps": warps}
     launch(_partial, (parts, images), x, partial, pixels, parts, **cut)
     some = min(groups, 8)  # 32 bytes of each part, what memory gives at least

@@ -8,7 +8,15 @@ import paddle
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, next_power_of_2, tl
+from sd3par.kernels.runtime import (
+    check_last_axis,
+    check_like,
+    empty,
+    jit,
+    launch,
+    next_power_of_2,
+    tl,
+)
 
 MAX_FEATURES = 256  # numbers of a patch: all of them in one product
 
@@ -51,7 +59,7 @@ def patch_embed_triton(
     check_like(weight, [dim], bias=bias)
     check_last_axis(latents=latents, positions=positions, bias=bias)
     weight = weight.contiguous()
-    out = paddle.empty([rows, tokens, dim], dtype=weight.dtype)
+    out = empty([rows, tokens, dim], weight)
     launch(
         _patch_embed, (-(-dim // tile.outputs), -(-tokens // tile.tokens), images), latents, weight, bias, positions,
         out, tokens, *latents.strides[:2], positions.strides[0], out.strides[0], out.strides[1],

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import paddle
 from paddle import Tensor
 
-from sd3par.device import CapturedGraph, Device, release_idle_memory, synchronize
+from sd3par.device import CapturedGraph, Device
 from sd3par.errors import shorten
 from sd3par.graph import why_not
 
@@ -38,12 +38,9 @@ class _Recording:
 
     def __init__(self, device: Device, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         self._inputs = held = tuple(x.clone() for x in inputs)
-        synchronize()
-        release_idle_memory()  # so that what is reserved from here on is the recording's
-        before = paddle.device.memory_reserved(device.name)
         # Of local names: a graph that held this object would wait for the garbage collector.
         self._graph = CapturedGraph(device, lambda: function(*held), warmups=0)
-        self.bytes = paddle.device.memory_reserved(device.name) - before
+        self.bytes = self._graph.bytes
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Returns what the function gives for inputs of the recorded shapes, in memory that stays the caller's."""

@@ -168,6 +168,8 @@ class StepGraphs:
 def _copy(value: Tensor, into: Tensor) -> None:
     """Writes `value` into the memory of `into`, which a graph reads: nothing may give it another."""
     address = into.data_ptr()
+    if value.data_ptr() == address:
+        return
     paddle.assign(value, into)
     if into.data_ptr() != address:
         raise RuntimeError(f"a tensor of shape {list(into.shape)} that a CUDA graph reads was given other memory")

@@ -140,8 +140,8 @@ class JointBlock(nn.Layer):
         *joint, alone = self.exchange.to_heads(segments, tokens)
         mixed = kernels.attention(joint) + kernels.attention([alone])
         x, c, x2 = self.exchange.to_tokens(mixed, tokens)
-        x = gate.unsqueeze(1) * self.attn.to_out(x) + gate2.unsqueeze(1) * attn2.to_out(x2)
-        return x, self.attn.context_out(c)
+        both = kernels.gated_sum(self.attn.to_out(x), gate, attn2.to_out(x2), gate2)
+        return both, self.attn.context_out(c)
 
     def _reduce(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Sums both streams over mp, in one buffer."""

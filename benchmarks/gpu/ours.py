@@ -27,6 +27,7 @@ from benchmarks.gpu import parity  # noqa: E402
 from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TRANSFORMERS, WARM_UPS  # noqa: E402
 from benchmarks.gpu.steps import Loop  # noqa: E402
 from sd3par import SD3Pipeline, device  # noqa: E402
+from sd3par.captured import Captured  # noqa: E402
 from sd3par.config import GenerationRequest, ParallelConfig  # noqa: E402
 from sd3par.graph import StepGraphs  # noqa: E402
 from sd3par.inputs import Inputs, PromptEmbeds  # noqa: E402
@@ -58,9 +59,7 @@ def seconds(pipe: SD3Pipeline, px: int, images: int, steps: int, seed: int) -> t
     latents = pipe.generate(request, inputs, "latent", progress=False).images
     device.synchronize()
     loop = time.perf_counter() - start
-    with paddle.no_grad():
-        for one in latents.split(images):  # one at a time, as the pipeline does
-            pipe.vae.decode(one)
+    pipe.pixels(latents)
     device.synchronize()
     return largest(pipe, loop), largest(pipe, time.perf_counter() - start)
 
@@ -91,10 +90,12 @@ def measure(pipe: SD3Pipeline, px: int, images: int, steps: int, repeats: int) -
 
 def use(pipe: SD3Pipeline, engine: str) -> None:
     """Switches the engine of a loaded pipeline."""
-    if pipe.graphs is not None:
-        pipe.graphs.clear()
+    for recordings in (pipe.graphs, pipe.captured):
+        if recordings is not None:
+            recordings.clear()
     card = device.Device(device.current(), pipe.transformer.dtype)
     pipe.graphs = StepGraphs.choose(engine, card, pipe.mesh.world.size)
+    pipe.captured = Captured.choose(engine, card)
 
 
 def main() -> None:
