@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import paddle
 import paddle.nn.functional as F
@@ -45,7 +46,7 @@ THIN = [Tiles(128, 16, 64, 4, 3), Tiles(128, 16, 128, 4, 3), Tiles(256, 16, 64, 
 TEXTS: list[tuple[str, Any, int]] = [
     ("text_encoder", CLIPTextEncoder, 77), ("text_encoder_2", CLIPTextEncoder, 77), ("text_encoder_3", T5Encoder, 256)
 ]  # fmt: skip
-LIMIT = 2.0e-2  # of the picture's error to fp32's, both norms; bf16 holds 8 bits
+ROOM = 1.2  # times the error to fp32 that the operators of Paddle have, one by one and channels first
 TORCH = """
 import json, sys, torch
 for tune in (False, True):
@@ -146,10 +147,13 @@ def decode(card: Device) -> Iterator[Row]:
     component = random_component(MODEL, "vae")
     vae = VAE.load(component, HALF, encoder=False)
     exact = VAE.load(component, "float32", encoder=False)
+    with mock.patch.object(kernels, "wants_channels_last", lambda dtype: False):
+        plain = VAE.load(component, HALF, encoder=False)
     for height, width in ((1024, 1024), (512, 512), (1040, 784)):
         latents = paddle.randn([1, 16, height // 8, width // 8])
         row: Row = {"bench": "decode", "size": [height, width], "channels_last": vae.channels_last}
-        off = error(vae.decode(latents), exact.decode(latents))
+        want = exact.decode(latents)
+        off, allowed = error(vae.decode(latents), want), ROOM * error(plain.decode(latents), want)
         captured = Captured(card, must=True)
         for _ in range(EAGER_CALLS + 1):
             first = captured(vae.decode, latents)
@@ -158,7 +162,9 @@ def decode(card: Device) -> Iterator[Row]:
             bool((captured(vae.decode, one).astype("float32") == vae.decode(one).astype("float32")).all().item())
             for one in (latents, other, latents)
         )
-        row |= {"error": off, "captured_equals_eager": same, "ok": off < LIMIT and same and first.shape[2] == height}
+        row |= {"error": off, "allowed": allowed, "captured_equals_eager": same}
+        row["ok"] = off < allowed and same and list(first.shape[2:]) == [height, width]
+        row["channels_first_ms"] = milliseconds(plain.decode, latents)
         row["eager_ms"] = milliseconds(vae.decode, latents)
         row["captured_ms"] = milliseconds(captured, vae.decode, latents)
         row["graph_mib"] = next(iter(captured._recordings.values())).bytes >> 20
