@@ -252,8 +252,8 @@ def _row(
     try:
         allowed = ROOM * error(values(reference()), want) + least
         beside["reference_us"] = time_us(reference, 5)
-    except Exception as error:  # an op that the device lacks says nothing about the kernel
-        allowed, beside["reference_failed"] = UNIT[dtype], f"{type(error).__name__}: {error}"[:200]
+    except Exception as failure:  # an op that the device lacks says nothing about the kernel
+        allowed, beside["reference_failed"] = UNIT[dtype], f"{type(failure).__name__}: {failure}"[:200]
     row = _sized(kernel, error(values(ours()), want), allowed)
     return {**row, "shape": shape, "dtype": dtype, "us": time_us(ours), **beside}
 
