@@ -9,7 +9,7 @@ from __future__ import annotations
 from paddle import Tensor
 
 from sd3par import device
-from sd3par.kernels.adaln import MAX_DIM, adaln_reference, adaln_triton
+from sd3par.kernels.adaln import MAX_DIM, Modulation, Stream, adaln_reference, adaln_triton
 from sd3par.kernels.attention import MAX_HEAD_DIM, attention_reference, attention_triton
 from sd3par.kernels.attention_hopper import attention_hopper
 from sd3par.kernels.attention_hopper import fits as hopper_fits
@@ -21,7 +21,6 @@ from sd3par.kernels.conv import (
     upsample_conv3x3_triton,
 )
 from sd3par.kernels.conv import fits as conv_fits
-from sd3par.kernels.gate_adaln import Modulation, gate_adaln_reference, gate_adaln_triton
 from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton
 from sd3par.kernels.group_norm_silu import fits, group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
@@ -38,8 +37,8 @@ from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import takes, why_not
 
 __all__ = [
-    "adaln", "attention", "conv3x3", "fold", "gate_adaln", "gated_sum", "group_norm_silu", "guidance_euler", "linear",
-    "linear_gelu", "patch_embed", "split_heads", "upsample_conv3x3", "wants_channels_last", "why_not_triton",
+    "Modulation", "Stream", "adaln", "attention", "conv3x3", "fold", "gated_sum", "group_norm_silu", "guidance_euler",
+    "linear", "linear_gelu", "patch_embed", "split_heads", "upsample_conv3x3", "wants_channels_last", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -108,22 +107,16 @@ def patch_embed(latents: Tensor, weight: Tensor, bias: Tensor, positions: Tensor
     return patch_embed_reference(latents, weight, bias, positions, rows)
 
 
-def adaln(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x: [R, T, D], scale and shift: [R, D] -> LN(x) * (1 + scale) + shift: [R, T, D]."""
-    if takes(x) and x.shape[-1] <= MAX_DIM:
-        return adaln_triton(x, scale, shift)
-    return adaln_reference(x, scale, shift)
+def adaln(streams: list[Stream]) -> list[tuple[Tensor, ...]]:
+    """Adds its branch to each of one or two streams of R rows and D columns, and norms the sum.
 
-
-def gate_adaln(x: Tensor, branch: Tensor, gate: Tensor | None, *modulations: Modulation) -> tuple[Tensor, ...]:
-    """Adds a branch to the residual stream and norms the sum.
-
-    x, branch: [R, T, D]; gate: [R, D], or None where the branch is gated already; modulations: one or two (scale,
-    shift), [R, D] each. Returns the new stream [R, T, D] and its norm by each modulation, [R, T, D].
+    Returns of each the new x, [R, T, D], and its norm by each of its modulations, [R, T, D]. Without a branch x itself
+    comes back.
     """
+    x = streams[0].x
     if takes(x) and x.shape[-1] <= MAX_DIM:
-        return gate_adaln_triton(x, branch, gate, *modulations)
-    return gate_adaln_reference(x, branch, gate, *modulations)
+        return adaln_triton(streams)
+    return adaln_reference(streams)
 
 
 def gated_sum(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor) -> Tensor:

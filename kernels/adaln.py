@@ -1,4 +1,8 @@
-"""Layer norm without affine weights, then modulation by a row's scale and shift (adaLN of DiT, arXiv 2212.09748)."""
+"""Layer norm without affine weights, modulated by a row's scale and shift (adaLN of DiT, arXiv 2212.09748).
+
+With the gated residual before it: the end of one branch and the start of the next are one pass over the tokens. The
+image and text tokens of a joint block are normed at the same places, by one launch.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +12,22 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import (
-    check_last_axis,
-    check_like,
-    empty,
-    jit,
-    launch,
-    next_power_of_2,
-    tl,
-)
+from sd3par.kernels.runtime import check_last_axis, check_like, empty, jit, launch, tl
 
 EPSILON = 1e-6
-MAX_DIM = 16384  # a token stays in registers
+MAX_DIM = 4096  # a token stays in the registers of one warp, so that its sums need no barrier
 LINE = 256  # numbers: a load of 16 bytes in each thread of a warp
 Chunks = tuple[tuple[int, int], ...]
+Modulation = tuple[Tensor, Tensor]  # scale and shift, [R, D] each
 
 
-class Rows(NamedTuple):
-    """How a kernel goes over tokens: tokens a program, each read while the one before is worked on; warps; cache hints.
+class Stream(NamedTuple):
+    """Tokens to norm, x: [R, T, D], after a branch was added to them."""
 
-    The stream and branches are not read again before much else was written; the next product reads the norms.
-    """
-
-    tokens: int
-    warps: int
-    read: str = "evict_first"
-    stream: str = "evict_first"
-    norm: str = ""
-
-
-def rows_for(count: int, dim: int) -> Rows:
-    """Returns the default for `count` tokens of `dim` numbers.
-
-    A warp holds a token where it can, so that its sums need no barrier; a GPU holds about 2000 such programs at once.
-    """
-    return Rows(min(max(count // 2048, 1), 4), min(max(next_power_of_2(dim) // 4096, 1), 16))
+    x: Tensor
+    branch: Tensor | None  # [R, T, D]; None: nothing is added
+    gate: Tensor | None  # [R, D]; None: the branch is gated already
+    modulations: tuple[Modulation, ...]  # one or two
 
 
 def chunks(dim: int) -> Chunks:
@@ -55,32 +40,94 @@ def chunks(dim: int) -> Chunks:
     return tuple(found)
 
 
-def adaln_reference(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x: [R, T, D], scale and shift: [R, D] -> LN(x) * (1 + scale) + shift: [R, T, D]."""
+def adaln_reference(streams: list[Stream]) -> list[tuple[Tensor, ...]]:
+    """One or two streams -> of each x + gate * branch, [R, T, D], and LN(that) * (1 + scale) + shift, [R, T, D] each.
+
+    Without a branch, x itself comes back.
+    """
+    return [_modulated(*stream) for stream in streams]
+
+
+def _modulated(
+    x: Tensor, branch: Tensor | None, gate: Tensor | None, modulations: tuple[Modulation, ...]
+) -> tuple[Tensor, ...]:
+    if branch is not None:
+        x = x + (branch if gate is None else gate.unsqueeze(1) * branch)
     normed = F.layer_norm(x, x.shape[-1], epsilon=EPSILON)
-    return normed * (1.0 + scale).unsqueeze(1) + shift.unsqueeze(1)
+    return x, *(normed * (1.0 + scale).unsqueeze(1) + shift.unsqueeze(1) for scale, shift in modulations)
 
 
-def adaln_triton(x: Tensor, scale: Tensor, shift: Tensor, how: Rows | None = None) -> Tensor:
+def adaln_triton(streams: list[Stream]) -> list[tuple[Tensor, ...]]:
     """The same in one kernel, in half precision; all may have any strides but the last."""
-    check_rows(x)
-    rows, tokens, dim = x.shape
-    check_like(x, [rows, dim], scale=scale, shift=shift)
-    check_last_axis(x=x, scale=scale, shift=shift)
-    how = how or rows_for(rows * tokens, dim)
-    out = empty([rows, tokens, dim], x)
+    require(len(streams) in (1, 2), "streams", f"a list of {len(streams)}", "one or two")
+    for stream in streams:
+        _check(stream, streams[0].x)
+    rows, _, dim = streams[0].x.shape
+    outs = [[empty(stream.x.shape, stream.x) for _ in stream.modulations] for stream in streams]
+    sums = [stream.x if stream.branch is None else empty(stream.x.shape, stream.x) for stream in streams]
+    places = [_places(*one) for one in zip(streams, sums, outs, strict=True)]
     launch(
-        _adaln, (-(-tokens // how.tokens), rows), x, scale, shift, out, tokens, *x.strides[:2], scale.strides[0],
-        shift.strides[0], *out.strides[:2], CHUNKS=chunks(dim), DIM=dim, LINE=LINE, EPSILON=EPSILON,
-        TOKENS=how.tokens, READ=how.read, NORM=how.norm, num_warps=how.warps,
+        _adaln, (sum(stream.x.shape[1] for stream in streams), rows), places[0], places[-1], CHUNKS=chunks(dim),
+        DIM=dim, LINE=LINE, EPSILON=EPSILON, num_warps=1,
     )  # fmt: skip
-    return out
+    return [(x, *norms) for x, norms in zip(sums, outs, strict=True)]
 
 
-def check_rows(x: Tensor) -> None:
+def _check(stream: Stream, first: Tensor) -> None:
+    """Refuses what is not the stream of [R, T, D] tokens that it says it is; R, D and dtype are the first one's."""
+    x, branch, gate, modulations = stream
+    check_tokens(x)
+    rows, _, dim = first.shape
+    check_like(first, [rows, x.shape[1], dim], x=x)
+    require(len(modulations) in (1, 2), "modulations", len(modulations), "one or two")
+    vectors = {} if gate is None else {"gate": gate}
+    for scale, shift in modulations:
+        check_like(x, [rows, dim], scale=scale, shift=shift, **vectors)
+        check_last_axis(x=x, scale=scale, shift=shift, **vectors)
+    if branch is not None:
+        check_like(x, x.shape, branch=branch)
+        check_last_axis(branch=branch)
+
+
+def check_tokens(x: Tensor) -> None:
     """Refuses what is not [R, T, D] with a D that fits."""
     fits = x.ndim == 3 and 0 < x.shape[2] <= MAX_DIM
     require(fits, "x", f"shape {x.shape}", f"[R, T, D], D at most {MAX_DIM}")
+
+
+class Places(NamedTuple):
+    """What the kernel takes of a stream: tensors, None for what is not there, and distances of rows and tokens."""
+
+    x: Tensor
+    branch: Tensor | None
+    gate: Tensor | None
+    scale: Tensor
+    shift: Tensor
+    scale2: Tensor | None
+    shift2: Tensor | None
+    total: Tensor
+    out: Tensor
+    out2: Tensor | None
+    tokens: int
+    x_row: int
+    x_token: int
+    branch_row: int
+    branch_token: int
+    gate_row: int
+    scale_row: int
+    shift_row: int
+    scale2_row: int
+    shift2_row: int
+
+
+def _places(stream: Stream, total: Tensor, outs: list[Tensor]) -> Places:
+    x, branch, gate, modulations = stream
+    (scale, shift), (scale2, shift2) = modulations if len(modulations) == 2 else (*modulations, (None, None))
+    return Places(
+        x, branch, gate, scale, shift, scale2, shift2, total, outs[0], outs[1] if len(outs) == 2 else None, x.shape[1],
+        *x.strides[:2], *((0, 0) if branch is None else branch.strides[:2]),
+        *(0 if vector is None else vector.strides[0] for vector in (gate, scale, shift, scale2, shift2)),
+    )  # fmt: skip
 
 
 @jit
@@ -91,22 +138,8 @@ def columns(FIRST: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr) -> tl.
 
 
 @jit
-def load_token(
-    base: tl.tensor, inside: tl.tensor, CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr, HINT: tl.constexpr
-) -> tl.tuple:
-    """Returns DIM numbers at `base` chunk by chunk, [lines, LINE] each, zeros behind them; all zeros if not inside."""
-    parts = ()
-    for i in tl.static_range(len(CHUNKS)):
-        column = columns(CHUNKS[i][0], CHUNKS[i][1], LINE)
-        mask = inside & (column < DIM) if (CHUNKS[i][0] + CHUNKS[i][1]) * LINE > DIM else inside
-        part = tl.load(base + column, mask=mask, other=0.0, eviction_policy=HINT)
-        parts = parts + (part,)  # type: ignore[assignment]
-    return parts
-
-
-@jit
-def load_chunk(base: tl.tensor, column: tl.tensor, END: tl.constexpr, DIM: tl.constexpr) -> tl.tensor:
-    """Returns a chunk of a modulation at `base`, which ends before column END, as fp32; all programs read it."""
+def load_vector(base: tl.tensor, column: tl.tensor, END: tl.constexpr, DIM: tl.constexpr) -> tl.tensor:
+    """Returns a chunk of a modulation as fp32, which should stay in the cache: all programs read it."""
     if END > DIM:
         part = tl.load(base + column, mask=column < DIM, other=0.0, eviction_policy="evict_last")
     else:
@@ -115,19 +148,49 @@ def load_chunk(base: tl.tensor, column: tl.tensor, END: tl.constexpr, DIM: tl.co
 
 
 @jit
-def store_chunk(
-    base: tl.tensor, column: tl.tensor, part: tl.tensor, END: tl.constexpr, DIM: tl.constexpr, HINT: tl.constexpr
-) -> None:
+def store_chunk(base: tl.tensor, column: tl.tensor, part: tl.tensor, END: tl.constexpr, DIM: tl.constexpr) -> None:
     """Writes a chunk, [lines, LINE] fp32, that ends before column END."""
     part = part.to(base.dtype.element_ty)
     if END > DIM:
-        tl.store(base + column, part, mask=column < DIM, eviction_policy=HINT)
+        tl.store(base + column, part, mask=column < DIM)
     else:
-        tl.store(base + column, part, eviction_policy=HINT)
+        tl.store(base + column, part)
 
 
 @jit
-def normed(
+def load_token(base: tl.tensor, CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr) -> tl.tuple:
+    """Returns DIM numbers at `base` chunk by chunk, [lines, LINE] each, zeros behind them."""
+    parts = ()
+    for i in tl.static_range(len(CHUNKS)):
+        column = columns(CHUNKS[i][0], CHUNKS[i][1], LINE)
+        if (CHUNKS[i][0] + CHUNKS[i][1]) * LINE > DIM:
+            parts = parts + (tl.load(base + column, mask=column < DIM, other=0.0),)  # type: ignore[assignment]
+        else:
+            parts = parts + (tl.load(base + column),)  # type: ignore[assignment]
+    return parts
+
+
+@jit
+def _sum(
+    x: tl.tuple, branch: tl.tuple, gate: tl.tensor | None, total: tl.tensor, CHUNKS: tl.constexpr, DIM: tl.constexpr,
+    LINE: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Writes a token's x + gate * branch, or x + branch, and returns it before it is rounded; gate is read here."""
+    parts = ()
+    for i in tl.static_range(len(CHUNKS)):
+        column = columns(CHUNKS[i][0], CHUNKS[i][1], LINE)
+        end = (CHUNKS[i][0] + CHUNKS[i][1]) * LINE
+        added = branch[i].to(tl.float32)
+        if gate is not None:
+            added *= load_vector(gate, column, end, DIM)
+        part = x[i].to(tl.float32) + added
+        store_chunk(total, column, part, end, DIM)
+        parts = parts + (part,)  # type: ignore[assignment]
+    return parts
+
+
+@jit
+def _norm(
     parts: tl.tuple, CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr, EPSILON: tl.constexpr
 ) -> tl.tuple:
     """A token's chunks, zeros from DIM on -> (x - mean) / sqrt(variance + EPSILON) in fp32, chunk by chunk."""
@@ -151,34 +214,48 @@ def normed(
 
 
 @jit
-def store_modulated(
+def _store_modulated(
     base: tl.tensor, parts: tl.tuple, scale: tl.tensor, shift: tl.tensor, CHUNKS: tl.constexpr, DIM: tl.constexpr,
-    LINE: tl.constexpr, HINT: tl.constexpr,
+    LINE: tl.constexpr,
 ) -> None:  # fmt: skip
     """Writes a norm * (1 + scale) + shift, both read here: registers are scarce, and the cache has them."""
     for i in tl.static_range(len(CHUNKS)):
         column = columns(CHUNKS[i][0], CHUNKS[i][1], LINE)
         end = (CHUNKS[i][0] + CHUNKS[i][1]) * LINE
-        part = parts[i] * (1.0 + load_chunk(scale, column, end, DIM)) + load_chunk(shift, column, end, DIM)
-        store_chunk(base, column, part, end, DIM, HINT)
+        part = parts[i] * (1.0 + load_vector(scale, column, end, DIM)) + load_vector(shift, column, end, DIM)
+        store_chunk(base, column, part, end, DIM)
+
+
+@jit
+def _token(
+    stream: Places, token: tl.tensor, CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr,
+    EPSILON: tl.constexpr,
+) -> None:  # fmt: skip
+    """One token of a stream; the norm takes the sum before it is rounded. Results have no gaps."""
+    row, token = tl.program_id(1).to(tl.int64), token.to(tl.int64)
+    place = (row * stream.tokens + token) * DIM
+    parts = load_token(stream.x + row * stream.x_row + token * stream.x_token, CHUNKS, DIM, LINE)
+    if stream.branch is not None:
+        branch = stream.branch + row * stream.branch_row + token * stream.branch_token
+        added = load_token(branch, CHUNKS, DIM, LINE)
+        gate = None if stream.gate is None else stream.gate + row * stream.gate_row
+        parts = _sum(parts, added, gate, stream.total + place, CHUNKS, DIM, LINE)
+    parts = _norm(parts, CHUNKS, DIM, LINE, EPSILON)
+    scale, shift = stream.scale + row * stream.scale_row, stream.shift + row * stream.shift_row
+    _store_modulated(stream.out + place, parts, scale, shift, CHUNKS, DIM, LINE)
+    if stream.out2 is not None:
+        scale, shift = stream.scale2 + row * stream.scale2_row, stream.shift2 + row * stream.shift2_row
+        _store_modulated(stream.out2 + place, parts, scale, shift, CHUNKS, DIM, LINE)
 
 
 @jit
 def _adaln(  # type: ignore[no-untyped-def]
-    x, scale, shift, out, tokens, x_row, x_token, scale_row, shift_row, out_row, out_token,
-    CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr, EPSILON: tl.constexpr, TOKENS: tl.constexpr,
-    READ: tl.constexpr, NORM: tl.constexpr,
+    first, second, CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr,
+    EPSILON: tl.constexpr,
 ):  # fmt: skip
-    """One program TOKENS tokens of a row."""
-    row = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0).to(tl.int64) * TOKENS
-    count = tl.minimum(tokens - first, TOKENS)
-    x += row * x_row
-    ahead = load_token(x + first * x_token, True, CHUNKS, DIM, LINE, READ)
-    for i in range(0, count):
-        token, parts = first + i, ahead
-        if TOKENS > 1:
-            ahead = load_token(x + (token + 1) * x_token, i + 1 < count, CHUNKS, DIM, LINE, READ)
-        parts = normed(parts, CHUNKS, DIM, LINE, EPSILON)
-        to = out + row * out_row + token * out_token
-        store_modulated(to, parts, scale + row * scale_row, shift + row * shift_row, CHUNKS, DIM, LINE, NORM)
+    """One program a token of the first stream or, behind these, of the second."""
+    token = tl.program_id(0)
+    if token < first.tokens:
+        _token(first, token, CHUNKS, DIM, LINE, EPSILON)
+    else:
+        _token(second, token - first.tokens, CHUNKS, DIM, LINE, EPSILON)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from paddle import Tensor
 
-from sd3par.kernels.adaln import LINE, Rows, check_rows, chunks, columns, load_chunk, load_token, rows_for, store_chunk
+from sd3par.kernels.adaln import LINE, check_tokens, chunks, columns, load_token, load_vector, store_chunk
 from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, tl
 
 
@@ -13,17 +13,16 @@ def gated_sum_reference(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor) -> T
     return gate.unsqueeze(1) * x + gate2.unsqueeze(1) * x2
 
 
-def gated_sum_triton(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor, how: Rows | None = None) -> Tensor:
+def gated_sum_triton(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor) -> Tensor:
     """The same in one kernel, in half precision, which writes into `x` and returns it."""
-    check_rows(x)
+    check_tokens(x)
     rows, tokens, dim = x.shape
     check_like(x, [rows, tokens, dim], x2=x2)
     check_like(x, [rows, dim], gate=gate, gate2=gate2)
     check_last_axis(x=x, gate=gate, x2=x2, gate2=gate2)
-    how = how or rows_for(0, dim)
     launch(
         _gated_sum, (tokens, rows), x, gate, x2, gate2, *x.strides[:2], gate.strides[0], *x2.strides[:2],
-        gate2.strides[0], CHUNKS=chunks(dim), DIM=dim, LINE=LINE, HINT=how.read, num_warps=how.warps,
+        gate2.strides[0], CHUNKS=chunks(dim), DIM=dim, LINE=LINE, num_warps=1,
     )  # fmt: skip
     return x
 
@@ -31,16 +30,16 @@ def gated_sum_triton(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor, how: Ro
 @jit
 def _gated_sum(  # type: ignore[no-untyped-def]
     x, gate, x2, gate2, x_row, x_token, gate_row, x2_row, x2_token, gate2_row,
-    CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr, HINT: tl.constexpr,
+    CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
     """One program a token."""
     token, row = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     x += row * x_row + token * x_token
-    first = load_token(x, True, CHUNKS, DIM, LINE, HINT)
-    second = load_token(x2 + row * x2_row + token * x2_token, True, CHUNKS, DIM, LINE, HINT)
+    first = load_token(x, CHUNKS, DIM, LINE)
+    second = load_token(x2 + row * x2_row + token * x2_token, CHUNKS, DIM, LINE)
     for i in tl.static_range(len(CHUNKS)):
         column = columns(CHUNKS[i][0], CHUNKS[i][1], LINE)
         end = (CHUNKS[i][0] + CHUNKS[i][1]) * LINE
-        part = first[i].to(tl.float32) * load_chunk(gate + row * gate_row, column, end, DIM)
-        part += second[i].to(tl.float32) * load_chunk(gate2 + row * gate2_row, column, end, DIM)
-        store_chunk(x, column, part, end, DIM, "")
+        part = first[i].to(tl.float32) * load_vector(gate + row * gate_row, column, end, DIM)
+        part += second[i].to(tl.float32) * load_vector(gate2 + row * gate2_row, column, end, DIM)
+        store_chunk(x, column, part, end, DIM)

@@ -20,9 +20,9 @@ from sd3par.kernels.runtime import (
 )
 
 MAX_CHANNELS = 2048  # a pixel's channels and their statistics stay in registers
-PARTS = 512  # programs that read for the statistics: four on each of 132 processors, together in flight
-TILE = 4096  # numbers a program holds at once, 32 a thread
-WARPS = 4
+PARTS = 1024  # programs that read for the statistics: up to eight on each of 132 processors, together in flight
+TILE = 2048  # numbers a program holds at once, 32 a thread
+WARPS = 2
 
 
 def group_norm_silu_reference(

@@ -8,7 +8,7 @@ from paddle import Tensor
 from sd3par.config import require
 from sd3par.kernels.runtime import jit, launch, tl
 
-BLOCK, WARPS = 512, 4
+BLOCK = 512
 
 
 def guidance_euler_reference(
@@ -27,9 +27,8 @@ def guidance_euler_reference(
 
 
 def guidance_euler_triton(
-    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: Tensor | float, delta: Tensor,
-    block: int = BLOCK, warps: int = WARPS,
-) -> Tensor:  # fmt: skip
+    latents: Tensor, uncond: Tensor | None, cond: Tensor, guidance_scale: Tensor | float, delta: Tensor
+) -> Tensor:
     """The same in one kernel, which writes into `latents` and returns them, or a copy of latents with gaps."""
     given = {"latents": latents, "cond": cond, "uncond": cond if uncond is None else uncond}
     for name, x in given.items():
@@ -40,8 +39,8 @@ def guidance_euler_triton(
     scale = guidance_scale if isinstance(guidance_scale, Tensor) else paddle.full([], guidance_scale, "float32")
     size = latents.size
     launch(
-        _guidance_euler, (-(-size // block),), out, cond, uncond_, scale, delta, size,
-        GUIDED=uncond is not None, BLOCK=block, num_warps=warps,
+        _guidance_euler, (-(-size // BLOCK),), out, cond, uncond_, scale, delta, size,
+        GUIDED=uncond is not None, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     return out
 

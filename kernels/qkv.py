@@ -9,7 +9,7 @@ from sd3par.config import require
 from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, next_power_of_2, tl
 
 EPSILON = 1e-6
-HEADS, WARPS = 64, 4  # a program's: of 64 numbers each, four loads of 16 bytes in flight in every thread
+BLOCK = 16  # heads a program: of 64 numbers each, four loads of 16 bytes in flight in every thread of a warp
 
 
 def split_heads_reference(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None) -> Tensor:
@@ -31,9 +31,7 @@ def _rms(x: Tensor, weight: Tensor) -> Tensor:
     return (x * paddle.rsqrt(variance + EPSILON)).astype(x.dtype) * weight
 
 
-def split_heads_triton(
-    packed: Tensor, head_dim: int, norm_q: Tensor, norm_k: Tensor, heads_: int = HEADS, warps: int = WARPS
-) -> Tensor:
+def split_heads_triton(packed: Tensor, head_dim: int, norm_q: Tensor, norm_k: Tensor) -> Tensor:
     """The same in one kernel, in half precision, where there are norms: in place, `packed` is used up."""
     fits = packed.ndim == 3 and packed.shape[2] % (3 * head_dim) == 0
     require(fits, "packed", f"shape {packed.shape}", f"[R, T, 3 * heads * {head_dim}]")
@@ -44,8 +42,8 @@ def split_heads_triton(
     qkv = packed.reshape([rows, tokens, 3, heads, head_dim])
     count = tokens * 2 * heads
     launch(
-        _norm_heads, (-(-count // heads_), rows), qkv, norm_q, norm_k, count, *qkv.strides[:2], HEADS=heads,
-        DIM=head_dim, WIDTH=next_power_of_2(head_dim), BLOCK=heads_, EPSILON=EPSILON, num_warps=warps,
+        _norm_heads, (-(-count // BLOCK), rows), qkv, norm_q, norm_k, count, *qkv.strides[:2], HEADS=heads,
+        DIM=head_dim, WIDTH=next_power_of_2(head_dim), BLOCK=BLOCK, EPSILON=EPSILON, num_warps=1,
     )  # fmt: skip
     return qkv
 
@@ -65,7 +63,7 @@ def _norm_heads(  # type: ignore[no-untyped-def]
     whole = column < DIM
     if WIDTH > DIM:
         mask = mask & whole[None, :]
-    x = tl.load(place, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    x = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     weight_q = tl.load(norm_q + column, mask=whole, other=0.0).to(tl.float32)
     weight_k = tl.load(norm_k + column, mask=whole, other=0.0).to(tl.float32)
     weight = tl.where((head < HEADS)[:, None], weight_q[None, :], weight_k[None, :])

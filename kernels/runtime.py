@@ -174,6 +174,10 @@ def _flatten(arguments: tuple[object, ...]) -> tuple[list[object], list[object]]
         elif isinstance(one, gluon.nvidia.hopper.TensorDescriptor):  # compiled for what it copies, not for where
             values.append(one)
             kinds += (one.base.dtype, *one.block_shape, one.layout)
+        elif isinstance(one, tuple):
+            inner, inner_kinds = _flatten(one)
+            values.append(tuple(inner))
+            kinds += inner_kinds
         else:
             values.append(one)
             kinds.append(float if isinstance(one, float) else one)
@@ -249,7 +253,7 @@ def check_last_axis(**tensors: Tensor) -> None:
             raise ConfigError(name, f"strides {x.strides}", "a contiguous last axis")
 
 
-def check_like(x: Tensor, shape: list[int], **tensors: Tensor) -> None:
+def check_like(x: Tensor, shape: list[int], /, **tensors: Tensor) -> None:
     """Refuses tensors that have another shape than `shape`, or another dtype than x."""
     dtype = x.dtype
     for name, other in tensors.items():

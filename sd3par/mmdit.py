@@ -29,16 +29,9 @@ class Residual(NamedTuple):
     branch: Tensor | None = None  # [R, T, D]
     gate: Tensor | None = None  # [R, D], or None for a branch that is gated already
 
-    def modulated(self, *modulations: tuple[Tensor, Tensor]) -> tuple[Residual, list[Tensor]]:
-        """(scale, shift), [R, D] each, once or twice -> the stream with its branch added, its norms [R, T, D]."""
-        if self.branch is None:
-            return self, [kernels.adaln(self.x, scale, shift) for scale, shift in modulations]
-        x, *norms = kernels.gate_adaln(self.x, self.branch, self.gate, *modulations)
-        return Residual(x), norms
-
-    def plus(self, branch: Tensor, gate: Tensor | None) -> Residual:
-        """Returns the stream with `branch` to be added; the one before must have been."""
-        return Residual(self.x, branch, gate)
+    def modulated(self, *modulations: kernels.Modulation) -> kernels.Stream:
+        """(scale, shift), [R, D] each, once or twice -> what the next norm is of."""
+        return kernels.Stream(*self, modulations)
 
 
 class Layout(NamedTuple):
@@ -104,24 +97,26 @@ class JointBlock(nn.Layer):
             shift_c, scale_c, gate_c, shift_c2, scale_c2, gate_c2 = mod_context.unbind(1)
         shift, scale, gate, shift2, scale2, gate2, *dual = mod.unbind(1)
 
-        context, (c,) = context.modulated((scale_c, shift_c))
+        text = context.modulated((scale_c, shift_c))
         if self.attn2 is None:
-            image, (x,) = image.modulated((scale, shift))
+            (residual, x), (residual_c, c) = kernels.adaln([image.modulated((scale, shift)), text])
             x, c = self._reduce(*self._attend(x, c, layout))
-            image = image.plus(x, gate)
+            image = Residual(residual, x, gate)
         else:
             shift_d, scale_d, gate_d = dual
-            image, (x, x2) = image.modulated((scale, shift), (scale_d, shift_d))
+            both = image.modulated((scale, shift), (scale_d, shift_d))
+            (residual, x, x2), (residual_c, c) = kernels.adaln([both, text])
             x, c = self._reduce(*self._attend_dual(self.attn2, x, x2, c, gate, gate_d, layout))
-            image = image.plus(x, None)
+            image = Residual(residual, x)
 
-        image, (x,) = image.modulated((scale2, shift2))
         if self.ff_context is None:
+            ((residual, x),) = kernels.adaln([image.modulated((scale2, shift2))])
             x, _ = self._reduce(self.ff(x), None)
-            return image.plus(x, gate2), context
-        context, (c,) = context.plus(c, gate_c).modulated((scale_c2, shift_c2))
+            return Residual(residual, x, gate2), Residual(residual_c)
+        text = Residual(residual_c, c, gate_c).modulated((scale_c2, shift_c2))
+        (residual, x), (residual_c, c) = kernels.adaln([image.modulated((scale2, shift2)), text])
         x, c = self._reduce(self.ff(x), self.ff_context(c))
-        return image.plus(x, gate2), context.plus(c, gate_c2)
+        return Residual(residual, x, gate2), Residual(residual_c, c, gate_c2)
 
     def _attend(self, x: Tensor, c: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """x: [R, ti, D], c: [R, tc, D] -> this mp rank's parts of the sums, [R, ti, D] and [R, tc, D]."""
@@ -273,7 +268,7 @@ class MMDiT(nn.Layer):
         for i, block in enumerate(self.transformer_blocks):
             image, context = block(image, context, mods[2 * i], mods[2 * i + 1], conditions.layout)
         scale, shift = mods[-1].unbind(1)  # AdaLayerNormContinuous: scale first
-        _, (x,) = image.modulated((scale, shift))
+        ((_, x),) = kernels.adaln([image.modulated((scale, shift))])
         return self.proj_out(x)
 
     def forward(self, latents: Tensor, context: Tensor, pooled: Tensor, timestep: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def test_watch_counts_work_of_a_step(model: MMDiT) -> None:
 
     with watch.watching():
         loop.run(ticks())
-        kernels.adaln(paddle.ones([1, 1, 4]), paddle.ones([1, 4]), paddle.ones([1, 4]))  # between no two steps
+        kernels.guidance_euler(paddle.ones([1]), None, paddle.ones([1]), 1.0, paddle.ones([]))  # between no two steps
     found, others, whole_us = watch.times(0.0, 1)
     config, tokens = model.config, (64 // 16) * (96 // 16)
     joint = 4 * 2 * config.num_attention_heads * (tokens + 10) ** 2 * config.attention_head_dim
@@ -96,7 +96,7 @@ def test_watch_counts_work_of_a_step(model: MMDiT) -> None:
     up = [work for work, _, _ in found if work.shape == f"2x{tokens}x{config.dim} x {config.dim}x{4 * config.dim}"]
     assert [(work.kernel, work.flops) for work in up] == [("linear_gelu", 2 * 2 * tokens * 4 * config.dim**2)]
     assert up[0].bytes == 4 * (2 * tokens * 5 * config.dim + 4 * config.dim**2 + 4 * config.dim)
-    assert {"adaln", "gate_adaln", "guidance_euler", "linear"} < {work.kernel for work, _, _ in found}
+    assert {"adaln", "guidance_euler", "linear"} < {work.kernel for work, _, _ in found}
     assert 0 < sum(us for *_, us in found) + sum(us for _, us in others) < 1.5 * whole_us
 
 
@@ -106,7 +106,7 @@ def test_watch_refuses_steps_that_differ() -> None:
         for calls in (1, 2):
             watch.begin_step()
             for _ in range(calls):
-                kernels.adaln(x, x[:, 0], x[:, 0])
+                kernels.gated_sum(x, x[:, 0], x, x[:, 0])
             watch.end_step()
     with pytest.raises(RuntimeError, match="2 calls, the first one 1"):
         watch.times(0.0, 0)

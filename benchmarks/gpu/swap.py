@@ -8,7 +8,7 @@ from typing import Any
 
 from sd3par import kernels
 
-_NO_WORK = ("fold", "wants_channels_last", "why_not_triton")  # they decide and prepare
+_NO_WORK = ("Modulation", "Stream", "fold", "wants_channels_last", "why_not_triton")  # types; what decides, prepares
 
 
 def names() -> list[str]:

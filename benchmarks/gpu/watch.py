@@ -37,7 +37,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def work(kernel: str, given: Any, result: Any) -> Work:
-    """Returns what a call did with its arguments; a result that is a view of what was given moves no bytes."""
+    """Returns what a call did with its arguments; results that are views of what was given move no bytes."""
     read, written = tensors(given), tensors(result)
     shape = _words(read[0])
     flops = 0
@@ -48,8 +48,11 @@ def work(kernel: str, given: Any, result: Any) -> Work:
         rows, _, _, heads, head_dim = read[0].shape
         flops = 4 * rows * heads * sum(x.shape[1] for x in read) ** 2 * head_dim
         shape = " + ".join(_words(x) for x in read)
-    moved = 0 if written[0].data_ptr() == read[0].data_ptr() else sum(_bytes(x) for x in (*read, *written))
-    return Work(kernel, shape, flops, moved)
+    elif kernel == "adaln":
+        shape = " + ".join(_words(stream.x) for stream in given[0])
+    addresses = {x.data_ptr() for x in read}
+    made = [x for x in written if x.data_ptr() not in addresses]
+    return Work(kernel, shape, flops, sum(_bytes(x) for x in (*read, *made)) if made else 0)
 
 
 def _words(x: Tensor) -> str:

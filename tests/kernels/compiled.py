@@ -21,11 +21,10 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.backends.nvidia.driver import CudaDriver
 
 from sd3par.kernels import runtime
-from sd3par.kernels.adaln import _adaln, adaln_triton
+from sd3par.kernels.adaln import Stream, _adaln, adaln_triton
 from sd3par.kernels.attention import _attention, attention_triton
 from sd3par.kernels.attention_hopper import _attention_hopper, attention_hopper
 from sd3par.kernels.conv import _conv3x3, conv3x3_triton, upsample_conv3x3_triton
-from sd3par.kernels.gate_adaln import _gate_adaln, gate_adaln_triton
 from sd3par.kernels.gated_sum import _gated_sum, gated_sum_triton
 from sd3par.kernels.group_norm_silu import _apply, _merge, _partial, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import _guidance_euler, guidance_euler_triton
@@ -33,10 +32,9 @@ from sd3par.kernels.patch_embed import _patch_embed, patch_embed_triton
 from sd3par.kernels.qkv import _norm_heads, split_heads_triton
 
 CAPABILITIES = (80, 90, 100)
-KERNELS = {"attention": _attention, "adaln": _adaln, "gate_adaln": _gate_adaln, "split_heads": _norm_heads,
-           "guidance_euler": _guidance_euler, "group_norm_partial": _partial, "group_norm_merge": _merge,
-           "group_norm_apply": _apply, "patch_embed": _patch_embed, "gated_sum": _gated_sum,
-           "conv3x3": _conv3x3}  # fmt: skip
+KERNELS = {"attention": _attention, "adaln": _adaln, "split_heads": _norm_heads, "guidance_euler": _guidance_euler,
+           "group_norm_partial": _partial, "group_norm_merge": _merge, "group_norm_apply": _apply,
+           "patch_embed": _patch_embed, "gated_sum": _gated_sum, "conv3x3": _conv3x3}  # fmt: skip
 
 
 def stub(capability: int, launches: list[tuple[int, ...]]) -> CudaDriver:
@@ -62,9 +60,10 @@ def call_all() -> None:
     attention_triton([text])
     x = paddle.zeros([2, 37, 1536], dtype=half)
     shift, scale, gate, *_ = paddle.zeros([2, 6, 1536], dtype=half).unbind(1)
-    adaln_triton(x, scale, shift)
-    gate_adaln_triton(x, x, gate, (scale, shift))
-    gate_adaln_triton(x, x, None, (scale, shift), (shift, scale))
+    context, once = paddle.zeros([2, 333, 1536], dtype=half), ((scale, shift),)
+    adaln_triton([Stream(x, None, None, once), Stream(context, None, None, once)])
+    adaln_triton([Stream(x, x, gate, once), Stream(context, context, gate, once)])
+    adaln_triton([Stream(x, x, None, ((scale, shift), (shift, scale)))])
     gated_sum_triton(x, gate, x, scale)
     norms = paddle.zeros([2, 64], dtype=half)
     split_heads_triton(paddle.zeros([1, 37, 4608], dtype=half), 64, norms[0], norms[1])

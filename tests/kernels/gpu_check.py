@@ -15,10 +15,9 @@ from paddle import Tensor
 
 from sd3par.device import CapturedGraph, Device, Event
 from sd3par.kernels import attention
-from sd3par.kernels.adaln import adaln_reference, adaln_triton
+from sd3par.kernels.adaln import Stream, adaln_reference, adaln_triton
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton
 from sd3par.kernels.attention_hopper import attention_hopper, fits
-from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton
 from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
@@ -121,27 +120,28 @@ def _norms(dtype: str, rows: int, tokens: int, dim: int) -> Iterator[Row]:
     x64, branch64 = host(buffer)[:, :tokens], host(branch)
     shift64, scale64, gate64, *_ = (host(mods)[:, i : i + 1] for i in range(6))
     sum64 = x64 + gate64 * branch64
+    normed, half = _norm(sum64) * (1 + scale64) + shift64, -(-tokens // 2)
+    plain64, once, twice = x64 + branch64, ((scale, shift),), ((scale, shift), (shift, gate))
+    first, second = (_norm(plain64) * (1 + one) + other for one, other in ((scale64, shift64), (shift64, gate64)))
+    cases = {
+        "adaln": ([Stream(x, None, None, once)], [x64, _norm(x64) * (1 + scale64) + shift64]),
+        "adaln, gated": ([Stream(x, branch, gate, once)], [sum64, normed]),
+        "adaln, gated, and a shorter stream": (
+            [Stream(x, branch, gate, once), Stream(branch[:, :half], x[:, :half], None, twice[1:])],
+            [sum64, normed, plain64[:, :half], second[:, :half]],
+        ),
+        "adaln, gated already, twice": ([Stream(x, branch, None, twice)], [plain64, first, second]),
+    }
     name = f"rows {rows} tokens {tokens} dim {dim}"
-    yield _row(
-        "adaln", name, dtype, _norm(x64) * (1 + scale64) + shift64,
-        lambda: adaln_triton(x, scale, shift), lambda: adaln_reference(x, scale, shift), host,
-    )  # fmt: skip
-    yield _row(
-        "gate_adaln", name, dtype, np.stack([sum64, _norm(sum64) * (1 + scale64) + shift64]),
-        lambda: gate_adaln_triton(x, branch, gate, (scale, shift)),
-        lambda: gate_adaln_reference(x, branch, gate, (scale, shift)), _all,
-    )  # fmt: skip
+    for kernel, (streams, want) in cases.items():
+        yield _row(
+            kernel, name, dtype, np.concatenate(want, 1), lambda streams=streams: adaln_triton(streams),
+            lambda streams=streams: adaln_reference(streams), _all,
+        )  # fmt: skip
     yield _row(
         "gated_sum", name, dtype, gate64 * x64 + scale64 * branch64,
         lambda: gated_sum_triton(x.clone(), gate, branch, scale), lambda: gated_sum_reference(x, gate, branch, scale),
         host,
-    )  # fmt: skip
-    norm64 = _norm(x64 + branch64)
-    twice = ((scale, shift), (shift, gate))
-    yield _row(
-        "gate_adaln, gated already, twice", name, dtype,
-        np.stack([x64 + branch64, norm64 * (1 + scale64) + shift64, norm64 * (1 + shift64) + gate64]),
-        lambda: gate_adaln_triton(x, branch, None, *twice), lambda: gate_adaln_reference(x, branch, None, *twice), _all,
     )  # fmt: skip
 
 
@@ -149,8 +149,8 @@ def _norm(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
 
 
-def _all(outputs: tuple[Tensor, ...]) -> np.ndarray:
-    return np.stack([host(one) for one in outputs])
+def _all(outputs: list[tuple[Tensor, ...]]) -> np.ndarray:
+    return np.concatenate([host(one) for stream in outputs for one in stream], 1)
 
 
 def _split_heads(dtype: str, rows: int, tokens: int, heads: int, dim: int) -> Row:
@@ -270,7 +270,7 @@ def _captured(device: Device) -> Row:
     weight, bias = (_on_device(_draw(13, *shape) * 0.03, "bfloat16") for shape in ((1536, 4608), (4608,)))
 
     def function() -> Tensor:
-        normed = adaln_triton(x, mods[:, 0], mods[:, 1])
+        ((_, normed),) = adaln_triton([Stream(x, None, None, ((mods[:, 0], mods[:, 1]),))])
         return attention([linear_fused(normed, weight, bias).reshape([1, 77, 3, 24, 64])])[0]
 
     graph = CapturedGraph(device, function)

@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 from paddle import Tensor  # noqa: E402
 
-from sd3par.kernels.adaln import Rows, adaln_reference, adaln_triton  # noqa: E402
+from sd3par.kernels.adaln import Stream, adaln_reference, adaln_triton  # noqa: E402
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton  # noqa: E402
 from sd3par.kernels.conv import Tiles as ConvTiles  # noqa: E402
 from sd3par.kernels.conv import (  # noqa: E402
@@ -29,7 +29,6 @@ from sd3par.kernels.conv import (  # noqa: E402
     upsample_conv3x3_reference,
     upsample_conv3x3_triton,
 )
-from sd3par.kernels.gate_adaln import gate_adaln_reference, gate_adaln_triton  # noqa: E402
 from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton  # noqa: E402
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton  # noqa: E402
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton  # noqa: E402
@@ -80,31 +79,37 @@ def attention_cases() -> Iterator[Case]:
 
 
 def norm_cases() -> Iterator[Case]:
+    """Every pair of streams that a block makes, and each stream alone; views lie in poison."""
     for rows, tokens, dim in [(2, 5, 48), (1, 3, 1536), (3, 1, 7), (1, 5, 2432)]:
         name = f"({rows}, {tokens}, {dim})"
-        x, branch = tensor("x" + name, rows, tokens, dim) + 3.0, tensor("branch" + name, rows, tokens, dim)
-        shift, scale, gate, *_ = tensor("mod" + name, rows, 6, dim).unbind(1)
-        yield pair(f"adaln {name}", adaln_triton, adaln_reference, x, scale, shift)
-        view = inside(x, float("nan"))
-        yield pair(f"adaln strided {name}", adaln_triton, adaln_reference, view, scale, shift)
-        for many in (1, 2, 3):
-            how = Rows(many, 1 + many % 2)
-            got = adaln_triton(view, scale, shift, how)
-            yield f"adaln {name} {how}", got, adaln_reference(*map(wide, (x, scale, shift)))
-        for case, given in (("gated", gate), ("ungated", None)):
-            yield from gate_cases(f"gate_adaln {case} {name}", (view, branch, given), (scale, shift), (shift, gate))
-        want = gated_sum_reference(*map(wide, (x, gate, branch, scale)))
+        x, branch, context = (
+            tensor(f"{what} {name}", rows, count, dim)
+            for what, count in (("x", tokens), ("branch", tokens), ("context", 2))
+        )
+        shift, scale, gate, shift2, scale2, gate2 = tensor("mod" + name, rows, 6, dim).unbind(1)
+        view, added, once = inside(x + 3.0, float("nan")), inside(branch, float("nan")), ((scale, shift),)
+        twice = (*once, (scale2, shift2))
+        text = Stream(context, inside(2.0 * context, float("nan")), gate2, ((shift2, scale2),))
+        streams = {"bare": Stream(view, None, None, once), "gated": Stream(view, added, gate, once),
+                   "twice": Stream(view, added, gate, twice), "gated already": Stream(view, added, None, twice),
+                   "bare, twice": Stream(view, None, None, twice)}  # fmt: skip
+        for case, stream in streams.items():
+            yield from stream_cases(f"adaln {name} {case}", [stream])
+            yield from stream_cases(f"adaln {name} {case} and text", [stream, text])
+        yield from stream_cases(f"adaln {name} bare and bare", [streams["bare"], text._replace(branch=None, gate=None)])
+        want = gated_sum_reference(*map(wide, (view, gate, branch, scale)))
         yield f"gated_sum {name}", gated_sum_triton(view, gate, branch, scale), want
         yield f"gated_sum {name}, in place", view, want
 
 
-def gate_cases(name: str, streams: tuple[Tensor, ...], *modulations: tuple[Tensor, Tensor]) -> Iterator[Case]:
-    want = gate_adaln_reference(*map(wide, streams), *(tuple(map(wide, one)) for one in modulations))
-    for how in (None, Rows(2, 1), Rows(4, 2)):
-        once = gate_adaln_triton(*streams, modulations[0], how=how)
-        twice = gate_adaln_triton(*streams, *modulations, how=how)
-        for part, got in enumerate((*once, *twice)):
-            yield f"{name} {how} {part}", got, want[part if part < len(once) else part - len(once)]
+def stream_cases(name: str, streams: list[Stream]) -> Iterator[Case]:
+    exact = [
+        Stream(*map(wide, stream[:3]), tuple((wide(scale), wide(shift)) for scale, shift in stream.modulations))
+        for stream in streams
+    ]
+    for which, (got, want) in enumerate(zip(adaln_triton(streams), adaln_reference(exact), strict=True)):
+        for part, (one, other) in enumerate(zip(got, want, strict=True)):
+            yield f"{name}, stream {which} part {part}", one, other
 
 
 def other_cases() -> Iterator[Case]:
@@ -112,9 +117,8 @@ def other_cases() -> Iterator[Case]:
         packed = tensor(f"packed{heads}", rows, tokens, 3 * heads * dim)
         norms = [1.0 + tensor(f"norm{i}{dim}", dim) for i in range(2)]
         want = split_heads_reference(*map(wide, (packed, dim, *norms)))
-        for some in (4, 64):
-            given = inside(packed, float("nan"))
-            yield f"split_heads ({heads}, {dim}) {some}", split_heads_triton(given, dim, *norms, heads_=some), want
+        given = inside(packed, float("nan"))
+        yield f"split_heads ({heads}, {dim})", split_heads_triton(given, dim, *norms), want
     latents, cond, uncond = (tensor(name, 2, 37, 31) for name in ("latents", "cond", "uncond"))
     delta = paddle.to_tensor([0.5, -0.25])[1]
     for name, other in (("guided", uncond), ("unguided", None)):

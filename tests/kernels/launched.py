@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import paddle
 import triton
@@ -20,21 +21,29 @@ CAPABILITY = 90
 Arguments = tuple[object, ...]
 
 
+class Source(NamedTuple):
+    x: paddle.Tensor | None
+    stride: int
+
+
 @jit
-def _scale(out, x, other, factor, count, stride, more, BLOCK: tl.constexpr, WAY: tl.constexpr):
+def _scale(out, x, other, factor, count, stride, more, source, BLOCK: tl.constexpr, WAY: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + place * stride, mask=place < count, other=0.0) * factor
     if more is not None:
         value += more
     if other is not None:
         value += tl.load(other + place)
+    if source.x is not None:
+        value += tl.load(source.x + place * source.stride)
     tl.store(out + place, value * WAY, mask=place < count)
 
 
 def cases() -> Iterator[tuple[str, Arguments]]:
     """Each differs from the first in one thing that Triton compiles for, or does not."""
     x, half = paddle.zeros([256]), paddle.zeros([256], dtype="bfloat16")
-    out, plain = paddle.zeros([256]), (37, 5, None)
+    out, none = paddle.zeros([256]), Source(None, 0)
+    plain = (37, 5, None, none)
     yield "first", (out, x, None, 0.5, *plain)
     yield "another float", (out, x, None, 1.0, *plain)
     yield "another dtype", (out, half, None, 0.5, *plain)
@@ -43,13 +52,22 @@ def cases() -> Iterator[tuple[str, Arguments]]:
     yield "an unaligned result", (out[3:], x, None, 0.5, *plain)
     yield "a tensor for None", (out, x, x, 0.5, *plain)
     for name, stride in (("one", 1), ("zero", 0), ("a multiple of 16", 48), ("64 bits", 2**31), ("-1", -1)):
-        yield f"a stride of {name}", (out, x, None, 0.5, 37, stride, None)
-    yield "a number for None", (out, x, None, 0.5, 37, 5, 3)
+        yield f"a stride of {name}", (out, x, None, 0.5, 37, stride, None, none)
+    yield "a number for None", (out, x, None, 0.5, 37, 5, 3, none)
+    for name, source in (
+        ("a tensor", Source(x, 5)),
+        ("an unaligned tensor", Source(x[1:], 5)),
+        ("a stride", Source(x, 48)),
+    ):
+        yield f"{name} in a tuple", (out, x, None, 0.5, 37, 5, None, source)
 
 
 def addresses(arguments: Arguments) -> Arguments:
     """Returns arguments with the addresses of tensors in their place."""
-    return tuple(one.data_ptr() if isinstance(one, paddle.Tensor) else one for one in arguments)
+    return tuple(
+        one.data_ptr() if isinstance(one, paddle.Tensor) else addresses(one) if isinstance(one, tuple) else one
+        for one in arguments
+    )
 
 
 def noting(launches: list[Arguments]) -> CudaDriver:

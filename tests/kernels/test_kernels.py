@@ -13,9 +13,8 @@ import pytest
 
 from sd3par import ConfigError, kernels
 from sd3par.kernels import runtime
-from sd3par.kernels.adaln import adaln_triton
+from sd3par.kernels.adaln import Stream, adaln_triton
 from sd3par.kernels.attention import MAX_HEAD_DIM, attention_triton
-from sd3par.kernels.gate_adaln import gate_adaln_triton
 from sd3par.kernels.gated_sum import gated_sum_triton
 from sd3par.kernels.group_norm_silu import group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_triton
@@ -47,7 +46,7 @@ def test_kernels_equal_their_references() -> None:
 def test_kernels_compile_for_every_gpu_of_interest() -> None:
     found = run("compiled")
     assert found.pop("torch") is False
-    variants = {"attention": 2, "gate_adaln": 2, "conv3x3": 5}
+    variants = {"attention": 2, "adaln": 3, "conv3x3": 5}
     shared_at_most = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
     hopper, launches = found.pop("hopper"), found["launches sm_90"]
     assert len(hopper) == 2 and [launches.pop(), launches.pop()] == [[96, 1, 1]] * 2
@@ -58,10 +57,17 @@ def test_kernels_compile_for_every_gpu_of_interest() -> None:
     for capability, most in shared_at_most.items():
         launches = found.pop(f"launches sm_{capability}")
         convolutions = [[2, 1, 1], [8, 1, 1]] * 2 + [[2, 1, 1]]
-        memory_bound = [*[[37, 2, 1]] * 4, [28, 1, 1], [5, 1, 1], [24, 1, 1], *[[4, 1, 1]] * 3]
+        memory_bound = [
+            *[[370, 2, 1]] * 2,
+            *[[37, 2, 1]] * 2,
+            [111, 1, 1],
+            [5, 1, 1],
+            [24, 1, 1],
+            *[[8, 1, 1], [4, 1, 1], [8, 1, 1]],
+        ]
         assert launches == [[8, 24, 1], [6, 24, 1], *memory_bound, *convolutions]
         made = {name: sizes for name, sizes in found.items() if name.endswith(f"sm_{capability}")}
-        assert len(made) == 11
+        assert len(made) == 10
         for name, sizes in made.items():
             assert len(sizes) == variants.get(name.split()[0], 1), name
             assert all(cubin > 0 and shared <= most for cubin, shared in sizes), name
@@ -154,8 +160,12 @@ def zeros(*shape: int) -> paddle.Tensor:
     return paddle.zeros(shape)
 
 
+def norm(x: paddle.Tensor, *modulations: tuple, branch: object = None, gate: object = None) -> object:
+    return adaln_triton([Stream(x, branch, gate, modulations)])
+
+
 MOD, WEIGHT, QKV = zeros(1, 8), zeros(8), zeros(1, 2, 3, 1, 8)
-PATCH, PLACES = zeros(8, 4, 2, 2), zeros(3, 8)
+PATCH, PLACES, TOKENS = zeros(8, 4, 2, 2), zeros(3, 8), zeros(1, 3, 8)
 BAD = {
     "attention without three parts": (lambda: attention_triton([zeros(1, 2, 4, 1, 8)]), "segments"),
     "attention with too large heads": (lambda: attention_triton([zeros(1, 2, 3, 1, MAX_HEAD_DIM + 1)]), "head_dim"),
@@ -165,15 +175,16 @@ BAD = {
     "attention of other rows": (lambda: attention_triton([QKV, zeros(2, 2, 3, 1, 8)]), "segments"),
     "attention of other heads": (lambda: attention_triton([QKV, zeros(1, 2, 3, 2, 8)]), "segments"),
     "attention of another dtype": (lambda: attention_triton([QKV, QKV.astype("float64")]), "segments"),
-    "adaln of a vector": (lambda: adaln_triton(zeros(8), MOD, MOD), "x"),
-    "adaln with another row count": (lambda: adaln_triton(zeros(2, 3, 8), MOD, MOD), "scale"),
-    "adaln with another dtype": (lambda: adaln_triton(zeros(1, 3, 8), MOD, MOD.astype("float64")), "shift"),
-    "gate_adaln with another branch": (lambda: gate_adaln_triton(zeros(1, 3, 8), zeros(1, 2, 8), None, (MOD, MOD)),
-                                       "branch"),
-    "gate_adaln with another gate": (lambda: gate_adaln_triton(zeros(1, 3, 8), zeros(1, 3, 8), WEIGHT, (MOD, MOD)),
-                                     "gate"),
-    "gate_adaln with another second shift": (lambda: gate_adaln_triton(zeros(1, 3, 8), zeros(1, 3, 8), MOD, (MOD, MOD),
-                                                                       (MOD, WEIGHT)), "shift"),
+    "adaln of a vector": (lambda: norm(zeros(8), (MOD, MOD)), "x"),
+    "adaln with another row count": (lambda: norm(zeros(2, 3, 8), (MOD, MOD)), "scale"),
+    "adaln with another dtype": (lambda: norm(TOKENS, (MOD, MOD.astype("float64"))), "shift"),
+    "adaln with another branch": (lambda: norm(TOKENS, (MOD, MOD), branch=zeros(1, 2, 8)), "branch"),
+    "adaln with another gate": (lambda: norm(TOKENS, (MOD, MOD), branch=TOKENS, gate=WEIGHT), "gate"),
+    "adaln with another second shift": (lambda: norm(TOKENS, (MOD, MOD), (MOD, WEIGHT)), "shift"),
+    "adaln with three modulations": (lambda: norm(TOKENS, *[(MOD, MOD)] * 3), "modulations"),
+    "adaln of three streams": (lambda: adaln_triton([Stream(TOKENS, None, None, ((MOD, MOD),))] * 3), "streams"),
+    "adaln of streams of other rows": (lambda: adaln_triton([Stream(TOKENS, None, None, ((MOD, MOD),)),
+                                                             Stream(zeros(2, 3, 8), None, None, ((MOD, MOD),))]), "x"),
     "gated_sum with another gate": (lambda: gated_sum_triton(PLACES[None], MOD, PLACES[None], WEIGHT), "gate2"),
     "split_heads of a width that does not divide": (lambda: split_heads_triton(zeros(1, 2, 25), 8, WEIGHT, WEIGHT),
                                                     "packed"),
