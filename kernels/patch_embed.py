@@ -22,14 +22,16 @@ MAX_FEATURES = 256  # numbers of a patch: all of them in one product
 
 
 class Tile(NamedTuple):
-    """What a program computes: tokens and outputs, and its warps."""
+    """What a program computes: tokens and, so many times, outputs; its warps, and blocks of outputs in flight."""
 
     tokens: int
     outputs: int
     warps: int
+    times: int = 1
+    stages: int = 1
 
 
-TILE = Tile(64, 64, 4)
+TILE = Tile(64, 128, 4)
 
 
 def patch_embed_reference(latents: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, rows: int) -> Tensor:
@@ -61,11 +63,11 @@ def patch_embed_triton(
     weight = weight.contiguous()
     out = empty([rows, tokens, dim], weight)
     launch(
-        _patch_embed, (-(-dim // tile.outputs), -(-tokens // tile.tokens), images), latents, weight, bias, positions,
-        out, tokens, *latents.strides[:2], positions.strides[0], out.strides[0], out.strides[1],
+        _patch_embed, (-(-dim // (tile.outputs * tile.times)), -(-tokens // tile.tokens), images), latents, weight,
+        bias, positions, out, tokens, *latents.strides[:2], positions.strides[0], out.strides[0], out.strides[1],
         images * out.strides[0], DIM=dim, AREA=area, CHANNELS=channels,
         FEATURES=max(16, next_power_of_2(features)), COPIES=rows // images,
-        TOKENS=tile.tokens, OUTPUTS=tile.outputs, num_warps=tile.warps,
+        TOKENS=tile.tokens, OUTPUTS=tile.outputs, TIMES=tile.times, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return out
 
@@ -74,32 +76,33 @@ def patch_embed_triton(
 def _patch_embed(  # type: ignore[no-untyped-def]
     latents, weight, bias, positions, out, tokens, latents_image, latents_token, positions_token, out_row, out_token,
     copy_stride, DIM: tl.constexpr, AREA: tl.constexpr, CHANNELS: tl.constexpr, FEATURES: tl.constexpr,
-    COPIES: tl.constexpr, TOKENS: tl.constexpr, OUTPUTS: tl.constexpr,
+    COPIES: tl.constexpr, TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, TIMES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One program TOKENS x OUTPUTS, for all copies of its image.
+    """One program TOKENS x OUTPUTS, TIMES times, for all copies of its image.
 
     A patch has its channels together, as the model's output has; the weight has them apart, and its order is taken.
     """
     image = tl.program_id(2)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     feature = tl.arange(0, FEATURES)
-    inside = (token < tokens)[:, None] & (column < DIM)[None, :]
     at = token.to(tl.int64)[:, None]
-    # First what has the longest way: half of all bytes.
-    position = tl.load(positions + at * positions_token + column[None, :], mask=inside, other=0.0)
     patch = tl.load(
         latents + image.to(tl.int64) * latents_image + at * latents_token
         + ((feature % AREA) * CHANNELS + feature // AREA)[None, :],
         mask=(token < tokens)[:, None] & (feature < AREA * CHANNELS)[None, :], other=0.0,
-    )  # fmt: skip
-    kernel = tl.load(
-        weight + column[:, None] * (AREA * CHANNELS) + feature[None, :],
-        mask=(column < DIM)[:, None] & (feature < AREA * CHANNELS)[None, :], other=0.0,
-    )  # fmt: skip
-    offset = tl.load(bias + column, mask=column < DIM, other=0.0).to(tl.float32)
-    value = tl.dot(patch.to(kernel.dtype), tl.trans(kernel), out_dtype=tl.float32, input_precision="ieee")
-    value = (value + offset[None, :] + position).to(out.dtype.element_ty)
-    place = out + image.to(tl.int64) * out_row + at * out_token + column[None, :]
-    for copy in tl.static_range(COPIES):
-        tl.store(place + copy * copy_stride, value, mask=inside)
+    ).to(weight.dtype.element_ty)  # fmt: skip
+    place = out + image.to(tl.int64) * out_row + at * out_token
+    first = tl.program_id(0) * TIMES * OUTPUTS
+    for begin in tl.range(first, first + TIMES * OUTPUTS, OUTPUTS, num_stages=STAGES):
+        column = begin + tl.arange(0, OUTPUTS)
+        inside = (token < tokens)[:, None] & (column < DIM)[None, :]
+        position = tl.load(positions + at * positions_token + column[None, :], mask=inside, other=0.0)
+        kernel = tl.load(
+            weight + column[:, None] * (AREA * CHANNELS) + feature[None, :],
+            mask=(column < DIM)[:, None] & (feature < AREA * CHANNELS)[None, :], other=0.0,
+        )  # fmt: skip
+        offset = tl.load(bias + column, mask=column < DIM, other=0.0).to(tl.float32)
+        value = tl.dot(patch, tl.trans(kernel), out_dtype=tl.float32, input_precision="ieee")
+        value = (value + offset[None, :] + position).to(out.dtype.element_ty)
+        for copy in tl.static_range(COPIES):
+            tl.store(place + copy * copy_stride + column[None, :], value, mask=inside)

@@ -2,13 +2,14 @@
 
 Each call works on inputs and outputs of its own, so many that the cache has none of them left when their turn comes
 again; all calls are one CUDA graph, as in a denoising step. A kernel's floor is the time that its bytes take in a large
-copy. Prints one JSON object a line.
+copy, as in `breakdown`. Prints one JSON object a line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +19,9 @@ from typing import Any, NamedTuple
 import paddle
 from paddle import Tensor
 
+from benchmarks.gpu.timing import Timer, copy_rate, heat
 from sd3par.device import CapturedGraph, Device, Event, choose
-from sd3par.kernels.adaln import Rows, adaln_triton
-from sd3par.kernels.gate_adaln import gate_adaln_triton
+from sd3par.kernels.adaln import Stream, adaln_triton
 from sd3par.kernels.gated_sum import gated_sum_triton
 from sd3par.kernels.group_norm_silu import group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_triton
@@ -28,8 +29,7 @@ from sd3par.kernels.patch_embed import Tile, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_triton
 
 COLD_BYTES = 500e6  # touched before the same memory is touched again; caches hold 60 MB at most
-COPY_ELEMENTS = 1 << 30
-REPLAYS, ROUNDS = 4, 5
+REPLAYS, ROUNDS, HEAT_S = 4, 5, 0.05
 HALF = "bfloat16"
 Options = dict[str, Any]
 Call = Callable[..., object]
@@ -50,17 +50,17 @@ def normal(*shape: int, dtype: str = HALF) -> Tensor:
     return paddle.randn(shape).astype(dtype)
 
 
-def adaln(rows: int, tokens: int, dim: int) -> Call:
-    """Returns a norm [rows, tokens, dim] of inputs of its own."""
-    x, mods = normal(rows, tokens, dim), normal(rows, 2, dim)
-    return partial(adaln_triton, x, mods[:, 0], mods[:, 1])
+def stream(rows: int, tokens: int, dim: int, norms: int, gated: bool) -> Stream:
+    """Returns a stream [rows, tokens, dim] with modulations for one or two norms, with a gated branch or without."""
+    x, vectors = normal(rows, tokens, dim), normal(rows, 5, dim).unbind(1)
+    modulations = ((vectors[0], vectors[1]), (vectors[2], vectors[3]))[:norms]
+    return Stream(x, normal(rows, tokens, dim) if gated else None, vectors[4] if gated else None, modulations)
 
 
-def gate_adaln(rows: int, tokens: int, dim: int, twice: bool) -> Call:
-    """Returns a gated sum [rows, tokens, dim] and its norm or norms."""
-    x, branch = normal(rows, tokens, dim), normal(rows, tokens, dim)
-    shift, scale, gate, shift2, scale2, _ = normal(rows, 6, dim).unbind(1)
-    return partial(gate_adaln_triton, x, branch, gate, (scale, shift), *([(scale2, shift2)] if twice else []))
+def normed(*shapes: tuple[int, int, int], norms: int, gated: bool) -> Call:
+    """Returns the norms of one stream, or of two, of which the second has one norm."""
+    streams = [stream(*shape, 1 if i else norms, gated) for i, shape in enumerate(shapes)]
+    return partial(adaln_triton, streams)
 
 
 def gated(rows: int, tokens: int, dim: int) -> Call:
@@ -70,19 +70,16 @@ def gated(rows: int, tokens: int, dim: int) -> Call:
 
 
 def norm_cases() -> Iterator[Case]:
-    """Yields adaLN with and without a gated branch, and with two norms."""
-    hints = [("", "", ""), ("evict_first", "", ""), ("evict_first", "evict_first", "evict_last")]
-    few: list[Options] = [
-        {"how": Rows(many, warps)} for many, warps in ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (4, 2))
-    ]
-    every = few + [{"how": Rows(many, 1, *hint)} for many in (1, 4) for hint in hints]
-    for shape in [(2, 4096, 1536), (2, 333, 1536), (2, 4096, 2432), (2, 1024, 1536)]:
-        size, name = 2 * shape[0] * shape[1] * shape[2], " x ".join(map(str, shape))
-        sweep = every if shape == (2, 4096, 1536) else few[:4] if shape[2] == 1536 else few
-        yield Case("adaln", name, 2 * size, partial(adaln, *shape), sweep)
-        yield Case("gate_adaln", name, 4 * size, partial(gate_adaln, *shape, twice=False), sweep)
-        yield Case("gate_adaln twice", name, 5 * size, partial(gate_adaln, *shape, twice=True), few[:3])
-    yield Case("gated_sum", "2 x 4096 x 1536", 3 * 2 * 2 * 4096 * 1536, partial(gated, 2, 4096, 1536), [])
+    """Yields adaLN without a branch, with a gated one, with two norms, and of image and text together."""
+    shapes = [((2, 4096, 1536),), ((2, 333, 1536),), ((2, 4096, 1536), (2, 333, 1536)),
+              ((2, 1024, 1536), (2, 333, 1536)), ((2, 4096, 2432), (2, 333, 2432))]  # fmt: skip
+    for streams in shapes:
+        name, sizes = " + ".join("x".join(map(str, shape)) for shape in streams), [2 * math.prod(x) for x in streams]
+        for how, norms, branch in (("", 1, False), (", gated", 1, True), (", gated twice", 2, True)):
+            read = 3 if branch else 1  # or written: the tokens, the branch, their sum
+            moved = (read + norms) * sizes[0] + (read + 1) * sum(sizes[1:])
+            yield Case("adaln", name + how, moved, partial(normed, *streams, norms=norms, gated=branch), [])
+    yield Case("gated_sum", "2x4096x1536", 3 * 2 * 2 * 4096 * 1536, partial(gated, 2, 4096, 1536), [])
 
 
 def heads_normed(rows: int, tokens: int, heads: int) -> Call:
@@ -93,11 +90,9 @@ def heads_normed(rows: int, tokens: int, heads: int) -> Call:
 
 def head_cases() -> Iterator[Case]:
     """Yields the norms of queries and keys: two thirds are read and written."""
-    sweep: list[Options] = [{"heads_": heads, "warps": warps} for heads, warps in
-                            ((16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8), (256, 8))]  # fmt: skip
     for rows, tokens, heads in [(2, 4096, 24), (2, 333, 24), (2, 4096, 38)]:
         size, name = 2 * rows * tokens * 2 * heads * 64, f"{rows} x {tokens} x {heads} x 64"
-        yield Case("split_heads", name, 2 * size, partial(heads_normed, rows, tokens, heads), sweep)
+        yield Case("split_heads", name, 2 * size, partial(heads_normed, rows, tokens, heads), [])
 
 
 def embedded(images: int, tokens: int) -> Call:
@@ -115,16 +110,15 @@ def guided(images: int, tokens: int) -> Call:
 
 def step_cases() -> Iterator[Case]:
     """Yields the first and the last kernel of a step."""
-    tiles = [Tile(64, 64, 4), Tile(64, 128, 4), Tile(32, 128, 4), Tile(32, 64, 4), Tile(16, 128, 4), Tile(128, 64, 4),
-             Tile(128, 128, 8), Tile(32, 256, 8), Tile(64, 64, 8)]  # fmt: skip
-    blocks: list[Options] = [{"block": many, "warps": warps} for many, warps in
-                             ((256, 2), (512, 2), (512, 4), (1024, 4))]  # fmt: skip
+    tiles = [Tile(64, 64, 4, 4, 3), Tile(64, 64, 4, 6, 3), Tile(64, 64, 4, 6, 2), Tile(64, 64, 4, 3, 2),
+             Tile(32, 64, 4, 4, 3), Tile(32, 64, 4, 6, 3), Tile(32, 128, 4, 3, 3), Tile(64, 128, 4, 3, 2),
+             Tile(64, 64, 4)]  # fmt: skip
     for images, tokens in [(1, 4096), (4, 4096)]:
         size = tokens * (4 * 1536 + images * (4 * 64 + 2 * 2 * 1536))
         sweep: list[Options] = [{"tile": tile} for tile in tiles]
         yield Case("patch_embed", f"{images} x {tokens} x 1536", size, partial(embedded, images, tokens), sweep)
         size = images * tokens * 64 * (2 * 4 + 2 * 2)
-        yield Case("guidance_euler", f"{images} x {tokens} x 64", size, partial(guided, images, tokens), blocks)
+        yield Case("guidance_euler", f"{images} x {tokens} x 64", size, partial(guided, images, tokens), [])
 
 
 def group_normed(side: int, channels: int) -> Call:
@@ -136,7 +130,7 @@ def group_normed(side: int, channels: int) -> Call:
 def group_norm_cases() -> Iterator[Case]:
     """Yields the norms of the decoder of a 1024x1024 picture: two reads and one write are counted."""
     sweep: list[Options] = [{"tile": tile, "warps": warps, "parts": parts} for tile, warps in
-                            ((2048, 2), (4096, 4), (4096, 8), (8192, 8)) for parts in (256, 512, 1024)]  # fmt: skip
+                            ((2048, 2), (4096, 4)) for parts in (512, 1024)]  # fmt: skip
     for side, channels in [(128, 512), (256, 512), (512, 512), (512, 256), (1024, 256), (1024, 128)]:
         size, name = 2 * side * side * channels, f"1 x {side} x {side} x {channels}"
         several = sweep if (side, channels) in ((128, 512), (512, 512), (1024, 128)) else []
@@ -146,7 +140,7 @@ def group_norm_cases() -> Iterator[Case]:
 def replay_us(device: Device, function: Callable[[], object], calls: int) -> float:
     """Returns microseconds a call of a function that makes `calls`, recorded: the median of some rounds."""
     graph = CapturedGraph(device, function, warmups=1)
-    graph()
+    heat(graph, HEAT_S)
     times = []
     for _ in range(ROUNDS):
         begin, end = Event(), Event()
@@ -157,13 +151,6 @@ def replay_us(device: Device, function: Callable[[], object], calls: int) -> flo
         times.append(1e3 * begin.elapsed_ms(end) / (REPLAYS * calls))
     graph.reset()
     return statistics.median(times)
-
-
-def copy_bandwidth(device: Device) -> float:
-    """Returns bytes a second, read and written, of a copy of 2 GB."""
-    x = normal(COPY_ELEMENTS // 64, 64)
-    into = paddle.empty_like(x)
-    return 4e6 * COPY_ELEMENTS / replay_us(device, lambda: paddle.assign(x, into), 1)
 
 
 def call_all(calls: list[Call], options: Options) -> list[object]:
@@ -179,15 +166,16 @@ def measure(device: Device, case: Case, bandwidth: float, sweep: bool) -> Iterat
         row: Options = {"kernel": case.kernel, "shape": case.shape, "bytes": case.bytes, "options": str(options)}
         try:  # what a call returns is kept, or all would write into the same memory
             us = replay_us(device, partial(call_all, calls, options), sets)
-            yield {**row, "us": round(us, 2), "share_of_floor": round(case.bytes / bandwidth / us * 1e6, 3)}
+            floor_us = 1e6 * case.bytes / bandwidth
+            yield {**row, "us": round(us, 2), "floor_us": round(floor_us, 2), "share_of_floor": round(floor_us / us, 3)}
         except Exception as error:
             yield {**row, "error": f"{type(error).__name__}: {error}"[:300]}
 
 
 def measure_all(device: Device, sweep: bool, only: str) -> Iterator[Options]:
     """Yields all rows, the copy and an all but empty kernel first."""
-    bandwidth = copy_bandwidth(device)
-    yield {"kernel": "copy", "shape": "2 GB", "bytes": 4 * COPY_ELEMENTS, "tbps": round(bandwidth / 1e12, 3)}
+    bandwidth = copy_rate(Timer())
+    yield {"kernel": "copy", "shape": "2 GB", "copy_tbs": round(bandwidth / 1e12, 3)}
     tiny = [normal(1, 1, 64, dtype="float32") for _ in range(200)]
     half, one = normal(1, 1, 64), paddle.full([], 1.0)
     us = replay_us(device, lambda: [guidance_euler_triton(x, None, half, one, one) for x in tiny], len(tiny))
@@ -208,7 +196,7 @@ def table(rows: list[Options]) -> str:
     for (kernel, shape), found in cases.items():
         best = min(found, key=lambda row: float(row["us"]))
         times = [f"{row['us']:8.2f} us {row['share_of_floor']:6.1%}" for row in (found[0], best)]
-        lines.append(f"{kernel:17}{shape:24}{times[0]}   best {times[1]} {best['options']}")
+        lines.append(f"{kernel:17}{shape:40}{times[0]}   best {times[1]} {best['options']}")
     return "\n".join(lines)
 
 

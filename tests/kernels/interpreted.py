@@ -136,7 +136,7 @@ def patch_cases() -> Iterator[Case]:
         weight, bias = tensor(f"patch{channels}", dim, channels, 2, 2) * 0.2, tensor(f"bias{dim}", dim)
         arguments = (latents, weight, bias, inside(tensor(f"positions{dim}", tokens, dim), float("nan")))
         want = patch_embed_reference(*map(wide, arguments), rows)
-        for tile in (Tile(16, 32, 4), Tile(64, 16, 4)):
+        for tile in (Tile(16, 32, 4), Tile(64, 16, 4, times=2, stages=3)):
             got = patch_embed_triton(*arguments, rows, tile)
             yield f"patch_embed {images} {tokens} {channels} {dim} {tile}", got, want
 
