@@ -115,10 +115,7 @@ def ceilings(timer: Timer) -> Ceilings:
 
 
 def copy_rate(timer: Timer) -> float:
-    """Returns the bytes/s, read and written, of the faster large copy: the driver's, or what a kernel negates.
-
-    Neither is recorded: in a graph, the driver's is another one, and slower.
-    """
+    """Returns the bytes/s, read and written, of the faster large copy: the driver's, or what a kernel negates."""
     size = 1 << 20 if device.current() == "cpu" else COPY_BYTES
     x = paddle.randn([size // 4])
     into: Tensor = paddle.zeros([size // 4])
