@@ -98,7 +98,8 @@ def test_watch_counts_work_of_a_step(model: MMDiT) -> None:
     assert up[0].bytes == 4 * (2 * tokens * 5 * config.dim + 4 * config.dim**2 + 4 * config.dim)
     (bare,) = [work for work, _, _ in found if work.shape == f"2x{tokens}x{config.dim} + 2x10x{config.dim}"
                and work.bytes < 4 * 2 * (tokens + 10) * 3 * config.dim]  # fmt: skip
-    assert bare.bytes == 4 * 2 * config.dim * (2 * (tokens + 10) + 2 * 2)  # the first norms: no branch, no new sum
+    # The first norms, two of the image and one of the text: no branch and no new sum, but scales and shifts.
+    assert bare.bytes == 4 * 2 * config.dim * (3 * tokens + 2 * 10 + 2 * 3)
     assert {"adaln", "guidance_euler", "linear"} < {work.kernel for work, _, _ in found}
     assert 0 < sum(us for *_, us in found) + sum(us for _, us in others) < 1.5 * whole_us
 
