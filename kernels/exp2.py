@@ -20,6 +20,7 @@ def _exp2_text(count: int) -> str:
     lines += [
         "{", ".reg .f32 x, f, p, t;", ".reg .b32 e, n;",
         f"max.ftz.f32 x, {x}, 0fC2FC0000;",  # -126
+        "min.ftz.f32 x, x, 0f43010000;",  # 129: from 128 and a bit on, the sum of exponents is that of infinity and NaN
         "add.rn.ftz.f32 t, x, 0f4B400000;",  # 1.5 * 2^23: the sum's last bits are x, rounded
         "mov.b32 n, t;",
         "shl.b32 e, n, 23;",
@@ -44,7 +45,7 @@ def _registers(count: int) -> str:
 
 @gluon_jit
 def _exp2(x, CUBIC: gl.constexpr):  # type: ignore[no-untyped-def]
-    """x: any shape, fp32, at most 0 -> 2^x; one of CUBIC is computed by the polynomial, none where CUBIC is 0."""
+    """x: any shape, fp32 -> 2^x; one of CUBIC is computed by the polynomial, none where CUBIC is 0."""
     if CUBIC == 0:
         y = gl.exp2(x)
     else:

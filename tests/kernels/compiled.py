@@ -23,7 +23,8 @@ from triton.backends.nvidia.driver import CudaDriver
 from sd3par.kernels import runtime
 from sd3par.kernels.adaln import Stream, _adaln, adaln_triton
 from sd3par.kernels.attention import _attention, attention_triton
-from sd3par.kernels.attention_hopper import _attention_hopper, attention_hopper
+from sd3par.kernels.attention_hopper import attention_hopper
+from sd3par.kernels.attention_hopper_kernel import _attention_hopper
 from sd3par.kernels.conv import _conv3x3, conv3x3_triton, upsample_conv3x3_triton
 from sd3par.kernels.gated_sum import _gated_sum, gated_sum_triton
 from sd3par.kernels.group_norm_silu import _apply, _merge, _partial, group_norm_silu_triton

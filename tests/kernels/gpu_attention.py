@@ -11,12 +11,12 @@ from paddle import Tensor
 from sd3par.device import synchronize
 
 MAIN = (2, (4096, 333), 24, 64)  # SD3-medium, 1024x1024, guidance
-# rows, tokens of each segment, heads, head_dim, tokens in memory behind the last of a segment (poison)
+# rows, tokens of each segment, heads, head_dim, tokens in memory behind the last of a segment (poison), rise
 SHAPES = [
     (*MAIN, 0), (2, (1024, 154), 24, 64, 0), (1, (1,), 2, 64, 0), (2, (37, 33), 2, 64, 5), (2, (300, 211), 3, 32, 5),
     (1, (200, 1), 2, 128, 2), (1, (129, 100), 3, 48, 3), (2, (77,), 1, 16, 0), (1, (130, 7), 1, 256, 0),
     (1, (4429,), 38, 64, 0), (3, (192, 128), 2, 64, 130), (2, (100, 0), 2, 64, 3), (2, (0, 100), 2, 64, 3),
-    (2, (700, 257), 5, 64, 1),
+    (2, (700, 257), 5, 64, 1), (2, (704, 257), 38, 64, 1, 10.0), (2, (704, 257), 5, 64, 1, 60.0),
 ]  # fmt: skip
 
 
@@ -35,8 +35,14 @@ class Case(NamedTuple):
         return np.concatenate(parts)[:, self.heads]
 
 
-def case(dtype: str, rows: int, tokens: tuple[int, ...], heads: int, head_dim: int, behind: int) -> Case:
-    """Poison is NaN, or huge in bfloat16; the last row is checked, which is right only if rows are told apart."""
+def case(
+    dtype: str, rows: int, tokens: tuple[int, ...], heads: int, head_dim: int, behind: int, rise: float = 1.0
+) -> Case:
+    """Poison is NaN, or huge in bfloat16; the last row is checked, which is right only if rows are told apart.
+
+    rise: of the last segment's keys. At 60 their scores are so far above all others that exponentials relative to
+    those are infinite, at 10 a few are.
+    """
     poison = 1e4 if dtype == "bfloat16" else np.nan
     memory = []
     for i, count in enumerate(tokens):
@@ -44,12 +50,16 @@ def case(dtype: str, rows: int, tokens: tuple[int, ...], heads: int, head_dim: i
             (rows, count + behind, 3, heads, head_dim), np.float32
         )
         values[:, count:] = poison
+        if i == len(tokens) - 1:
+            values[:, :count, 1] *= rise
         memory.append(paddle.to_tensor(values).astype(dtype))
     segments = [full[:, :count] for full, count in zip(memory, tokens, strict=True)]
     some = sorted({0, heads // 2, heads - 1})[: 2 if sum(tokens) > 1000 else 3]
     rounded = np.concatenate([host(full)[-1, :count] for full, count in zip(memory, tokens, strict=True)])
     want = np.stack([_attention(rounded[:, :, head]) for head in some], axis=1)
-    name = f"rows {rows} tokens {' + '.join(map(str, tokens))} heads {heads}x{head_dim}"
+    name = f"rows {rows} tokens {' + '.join(map(str, tokens))} heads {heads}x{head_dim}" + f" rise {rise:g}" * (
+        rise != 1
+    )
     return Case(name, segments, some, want)
 
 

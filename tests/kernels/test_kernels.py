@@ -101,6 +101,12 @@ def test_which_segments_tma_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not module.fits([x])
 
 
+@pytest.mark.parametrize(("tokens", "queries"), [((4096, 333), 192), ((1024, 333), 128)])
+def test_attention_on_hopper_leaves_few_processors_without_work(tokens: tuple[int, ...], queries: int) -> None:
+    module = importlib.import_module("sd3par.kernels.attention_hopper")
+    assert module.plan_for(tokens, 2 * 24, 132).queries == queries
+
+
 def test_the_cpu_runs_references_and_says_why() -> None:
     assert "references" in kernels.why_not_triton("cpu")
     assert not runtime.takes(paddle.zeros([1], dtype="bfloat16"))

@@ -1,0 +1,246 @@
+"""The kernel of `attention_hopper`, in Gluon: a warp that copies by TMA, and groups of four warps with 64 queries each.
+
+Two ways to the weights. As everywhere: relative to the largest score so far, which fades sums when it rises. Anchored:
+relative to the largest score of the first block, whatever follows. bfloat16 has the exponents of fp32, so no digit is
+lost until a score is some 88 above that anchor and its weight infinite. Then a tile's results are not finite, and its
+program does it again in the usual way, when it has done all others. That needs no largest score of a block, no
+exponential for it and no scaling of sums, which take longer than half of the rest.
+"""
+
+from __future__ import annotations
+
+from sd3par.kernels.attention_hopper_copy import _again, _holds, _next, _place, _produce, _tiles
+from sd3par.kernels.exp2 import _exp2
+from sd3par.kernels.runtime import gl, gluon_jit, hopper
+
+
+@gluon_jit
+def _hide(scores, block, work):  # type: ignore[no-untyped-def]
+    """Takes what lies behind a segment's last key out of the scores of a block."""
+    first_tokens, second_tokens, rows, heads = work
+    KEYS: gl.constexpr = scores.shape[1]
+    first_blocks = gl.cdiv(first_tokens, KEYS)
+    in_first = block < first_blocks
+    count = gl.where(in_first, first_tokens - block * KEYS, second_tokens - (block - first_blocks) * KEYS)
+    if count < KEYS:
+        key = gl.arange(0, KEYS, layout=gl.SliceLayout(0, scores.type.layout))
+        scores = gl.where((key < count)[None, :], scores, -float("inf"))
+    return scores
+
+
+@gluon_jit
+def _first_block(q, k, work, SCALE: gl.constexpr, CUBIC: gl.constexpr):  # type: ignore[no-untyped-def]
+    """q: [64, head_dim], k: [KEYS, head_dim] in shared memory -> a row's largest score [64], its weights [64, KEYS]."""
+    KEYS: gl.constexpr = k.shape[0]
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, KEYS, 16])
+    none = gl.zeros([64, KEYS], gl.float32, SCORES)
+    scores = hopper.warpgroup_mma(q, k.permute((1, 0)), none, use_acc=False, is_async=True)
+    scores = _hide(hopper.warpgroup_mma_wait(0, deps=[scores]), 0, work)
+    top = gl.max(scores, 1) * SCALE
+    return top, _exp2(scores * SCALE - top[:, None], CUBIC)
+
+
+@gluon_jit
+def _rise(top, scores, SCALE: gl.constexpr):  # type: ignore[no-untyped-def]
+    new_top = gl.maximum(top, gl.max(scores, 1) * SCALE)
+    return new_top, gl.exp2(top - new_top)
+
+
+@gluon_jit
+def _lane_sums(x):  # type: ignore[no-untyped-def]
+    """x: [64, KEYS] -> [64, 4], the sums of what each of a row's four threads holds."""
+    parts = x.reshape([64, x.shape[1] // 8, 4, 2])
+    return gl.sum(gl.sum(parts, 3), 1)
+
+
+@gluon_jit
+def _attend(  # type: ignore[no-untyped-def]
+    q, work, bufs, bars, rings, GROUP: gl.constexpr, GROUPS: gl.constexpr, SCALE: gl.constexpr, TURNS: gl.constexpr,
+    CUBIC: gl.constexpr, ANCHORED: gl.constexpr,
+):  # fmt: skip
+    """q: [64, head_dim] in shared memory or registers -> its sums [64, head_dim] and [64], and the rings behind them.
+
+    It waits for the next block's keys before the sums are complete: only across such a wait, a branch, does the
+    assembler leave the exponentials where they overlap the products.
+    """
+    first_tokens, second_tokens, rows, heads = work
+    _, k_bufs, v_bufs = bufs
+    _, _, k_ready, k_empty, v_ready, v_empty, turns, _ = bars
+    k_index, k_phase, v_index, v_phase, turn = rings
+    STAGES: gl.constexpr = k_bufs.shape[0]
+    KEYS: gl.constexpr = k_bufs.shape[1]
+    DIM: gl.constexpr = k_bufs.shape[2]
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, DIM, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
+    blocks = gl.cdiv(first_tokens, KEYS) + gl.cdiv(second_tokens, KEYS)
+    acc = gl.zeros([64, DIM], gl.float32, SUMS)
+    hopper.mbarrier.wait(k_ready.index(k_index), k_phase)
+    top, weights = _first_block(q, k_bufs.index(k_index), work, SCALE, CUBIC)
+    none = gl.full([64, KEYS], 0.0, gl.float32, weights.type.layout)
+    hopper.mbarrier.arrive(k_empty.index(k_index))
+    k_index, k_phase = _next(k_index, k_phase, STAGES)
+    total = _lane_sums(weights)
+    p = gl.convert_layout(weights.to(q.dtype), WEIGHTS)
+    hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=blocks > 1)
+    for block in range(1, blocks):
+        if TURNS:
+            hopper.mbarrier.wait(turns.index(GROUP), turn)
+            turn ^= 1
+        scores = hopper.warpgroup_mma(q, k_bufs.index(k_index).permute((1, 0)), none, use_acc=False, is_async=True)
+        hopper.mbarrier.wait(v_ready.index(v_index), v_phase)
+        acc = hopper.warpgroup_mma(p, v_bufs.index(v_index), acc, is_async=True)
+        if TURNS:
+            hopper.mbarrier.arrive(turns.index((GROUP + 1) % GROUPS))
+        scores = _hide(hopper.warpgroup_mma_wait(1, deps=[scores]), block, work)
+        hopper.mbarrier.arrive(k_empty.index(k_index))
+        k_index, k_phase = _next(k_index, k_phase, STAGES)
+        if not ANCHORED:
+            top, fade = _rise(top, scores, SCALE)
+            total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None]
+        weights = _exp2(scores * SCALE - top[:, None], CUBIC)
+        total += _lane_sums(weights)
+        hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=block + 1 < blocks)
+        acc = hopper.warpgroup_mma_wait(0, deps=[acc])
+        hopper.mbarrier.arrive(v_empty.index(v_index))
+        v_index, v_phase = _next(v_index, v_phase, STAGES)
+        if not ANCHORED:
+            acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, SUMS))[:, None]
+        p = gl.convert_layout(weights.to(q.dtype), WEIGHTS)
+    hopper.mbarrier.wait(v_ready.index(v_index), v_phase)
+    acc = hopper.warpgroup_mma(p, v_bufs.index(v_index), acc)
+    hopper.mbarrier.arrive(v_empty.index(v_index))
+    v_index, v_phase = _next(v_index, v_phase, STAGES)
+    total = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, SUMS))
+    return acc, total, (k_index, k_phase, v_index, v_phase, turn)
+
+
+@gluon_jit
+def _consume(  # type: ignore[no-untyped-def]
+    outs, work, failed, bufs, bars, GROUP: gl.constexpr, GROUPS: gl.constexpr, SCALE: gl.constexpr,
+    TURNS: gl.constexpr, CUBIC: gl.constexpr, ANCHORED: gl.constexpr, HELD: gl.constexpr,
+):  # fmt: skip
+    """One warp group: 64 queries of every tile."""
+    zero = gl.to_tensor(0)
+    rings = (zero, zero, zero, zero, gl.to_tensor(1 if GROUP == 0 else 0), zero)
+    rings, broken = _consume_tiles(
+        outs, work, gl.to_tensor(-1), bufs, bars, rings, GROUP, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD
+    )  # fmt: skip
+    if ANCHORED:
+        gl.store(failed + gl.program_id(0) * GROUPS + GROUP, broken)
+        hopper.mbarrier.arrive(bars[7].index(0))
+        hopper.mbarrier.wait(bars[7].index(0), 0)
+        _consume_tiles(
+            outs, work, _again(failed, GROUPS), bufs, bars, rings, GROUP, GROUPS, SCALE, TURNS, CUBIC, False, HELD
+        )  # fmt: skip
+
+
+@gluon_jit
+def _consume_tiles(  # type: ignore[no-untyped-def]
+    outs, work, which, bufs, bars, rings, GROUP: gl.constexpr, GROUPS: gl.constexpr, SCALE: gl.constexpr,
+    TURNS: gl.constexpr, CUBIC: gl.constexpr, ANCHORED: gl.constexpr, HELD: gl.constexpr,
+):  # fmt: skip
+    """The program's tiles that `which` holds; returns the rings and those of the tiles whose sums are not finite."""
+    first_tokens, second_tokens, rows, heads = work
+    q_ready, q_empty, k_bufs = bars[0], bars[1], bufs[1]
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, k_bufs.shape[1], 16])
+    k_index, k_phase, v_index, v_phase, turn, q_phase = rings
+    count = gl.to_tensor(0)
+    broken = gl.to_tensor(0)
+    for tile in range(gl.program_id(0), _tiles(work, 64 * GROUPS), gl.num_programs(0)):
+        if _holds(which, count):
+            in_first, begin, head, row = _place(tile, work, 64 * GROUPS)
+            begin += 64 * GROUP
+            hopper.mbarrier.wait(q_ready.index(GROUP), q_phase)
+            q_phase ^= 1
+            inner = (k_index, k_phase, v_index, v_phase, turn)
+            if HELD:
+                q = bufs[0].index(GROUP).load(gl.DotOperandLayout(0, SCORES, 2))
+                hopper.mbarrier.arrive(q_empty.index(GROUP))
+            else:
+                q = bufs[0].index(GROUP)
+            acc, total, inner = _attend(q, work, bufs, bars, inner, GROUP, GROUPS, SCALE, TURNS, CUBIC, ANCHORED)
+            k_index, k_phase, v_index, v_phase, turn = inner
+            if not HELD:
+                hopper.mbarrier.arrive(q_empty.index(GROUP))
+            if ANCHORED:
+                broken |= _unbounded(acc, total) << (count & 31)
+            acc = acc / total[:, None]
+            if in_first:
+                _store(outs[0], acc, row, begin, first_tokens, head, heads)
+            else:
+                _store(outs[1], acc, row, begin, second_tokens, head, heads)
+        count += 1
+    return (k_index, k_phase, v_index, v_phase, turn, q_phase), broken
+
+
+@gluon_jit
+def _unbounded(acc, total):  # type: ignore[no-untyped-def]
+    """1 if a sum is infinite or no number, 0 if none is."""
+    INFINITE: gl.constexpr = float("inf")
+    row = gl.max(gl.where(gl.abs(acc) < INFINITE, 0, 1), 1)
+    return gl.max(gl.where(total < INFINITE, row, 1), 0)
+
+
+@gluon_jit
+def _store(out, acc, row, begin, tokens, head, heads):  # type: ignore[no-untyped-def]
+    DIM: gl.constexpr = acc.shape[1]
+    token = begin + gl.arange(0, 64, layout=gl.SliceLayout(1, acc.type.layout))
+    column = gl.arange(0, DIM, layout=gl.SliceLayout(0, acc.type.layout))
+    place = (row.to(gl.int64) * tokens + token) * (heads * DIM) + head * DIM
+    gl.store(out + place[:, None] + column[None, :], acc.to(out.dtype.element_ty), mask=(token < tokens)[:, None])
+
+
+@gluon_jit
+def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):  # type: ignore[no-untyped-def]
+    bars = gl.allocate_shared_memory(gl.int64, [COUNT, 1], hopper.mbarrier.MBarrierLayout())
+    for i in gl.static_range(COUNT):
+        hopper.mbarrier.init(bars.index(i), count=ARRIVALS)
+    return bars
+
+
+@gluon_jit
+def _attention_hopper(  # type: ignore[no-untyped-def]
+    first, second, first_out, second_out, failed, first_tokens, second_tokens, rows, heads,
+    QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr, CUBIC: gl.constexpr,
+    ANCHORED: gl.constexpr, HELD: gl.constexpr, REGISTERS: gl.constexpr, SCALE: gl.constexpr,
+):  # fmt: skip
+    """Each program takes tiles of queries, each of one head and row, as long as there are any.
+
+    failed: [programs, QUERIES / 64] int32, room for what groups tell each other; SCALE: log2(e) / sqrt(head_dim), for
+    exp2; REGISTERS: a thread's of the groups that multiply.
+    """
+    GROUPS: gl.constexpr = QUERIES // 64
+    DIM: gl.constexpr = first.block_type.shape[2]
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    bufs = (
+        gl.allocate_shared_memory(first.dtype, [GROUPS, 64, DIM], SHARED),
+        gl.allocate_shared_memory(first.dtype, [STAGES, KEYS, DIM], SHARED),
+        gl.allocate_shared_memory(first.dtype, [STAGES, KEYS, DIM], SHARED),
+    )
+    bars = (
+        _barriers(GROUPS, 1), _barriers(GROUPS, 1), _barriers(STAGES, 1), _barriers(STAGES, GROUPS),
+        _barriers(STAGES, 1), _barriers(STAGES, GROUPS), _barriers(GROUPS, 1), _barriers(1, GROUPS),
+    )  # fmt: skip
+    outs = (first_out, second_out)
+    work = (first_tokens, second_tokens, rows, heads)
+    if GROUPS == 2:
+        gl.warp_specialize(
+            [
+                (_consume, (outs, work, failed, bufs, bars, 0, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD)),
+                (_consume, (outs, work, failed, bufs, bars, 1, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD)),
+                (_produce, (first, second, work, failed, bufs, bars, ANCHORED)),
+            ],
+            [4, 1],
+            [REGISTERS, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (outs, work, failed, bufs, bars, 0, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD)),
+                (_consume, (outs, work, failed, bufs, bars, 1, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD)),
+                (_consume, (outs, work, failed, bufs, bars, 2, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD)),
+                (_produce, (first, second, work, failed, bufs, bars, ANCHORED)),
+            ],
+            [4, 4, 1],
+            [REGISTERS, REGISTERS, 24],
+        )
