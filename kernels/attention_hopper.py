@@ -7,8 +7,6 @@ its twin in the interpreter, which knows no Gluon. The kernel itself is in atten
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import paddle
 from paddle import Tensor
 
@@ -18,41 +16,9 @@ from sd3par.kernels.runtime import architecture, descriptor, empty, launch, proc
 
 HEAD_DIM = 64
 _GROUP = 64  # queries of a warp group: the rows of a product of Hopper's
-_REGISTERS = {2: 240, 3: 160}  # of a thread, by warp groups that multiply: together with 24 of the copying one, all
-
-
-class Plan(NamedTuple):
-    """How the kernel cuts its work.
-
-    queries: of a program, 128 or 192; keys: of a block; stages: blocks of keys in flight; turns: groups start their
-    products in turn; cubic: of so many exponentials one is a polynomial (0: none); anchored: weights of bfloat16 are
-    relative to the first block's largest score; held: queries are in registers.
-    """
-
-    queries: int
-    keys: int
-    stages: int
-    turns: bool = False
-    cubic: int = 0
-    anchored: bool = False
-    held: bool = False
-
-
-PLANS = {128: Plan(128, 128, 2), 192: Plan(192, 128, 2)}
-_LESS = 0.94  # of a query's time, what it takes among 192: fewer copies of keys and values (measured on H200)
-
-
-def plan_for(tokens: tuple[int, ...], pairs: int, processors: int) -> Plan:
-    """Returns the plan whose last round of tiles leaves least undone.
-
-    tokens: of each segment; pairs: of rows and heads; processors: of the device.
-    """
-
-    def time(queries: int) -> float:
-        tiles = pairs * sum(-(-count // queries) for count in tokens)
-        return -(-tiles // processors) * queries * (_LESS if queries == 192 else 1.0)
-
-    return PLANS[min(PLANS, key=time)]
+_GROUPS = 2  # that multiply: the queries of a tile
+_KEYS, _STAGES = 128, 3  # of a block, and blocks of keys in flight; measured on H200, as the number of groups
+_REGISTERS = 240  # of a thread that multiplies: together with 24 of the copying warp's, all there are
 
 
 def fits(segments: list[Tensor]) -> bool:
@@ -68,7 +34,7 @@ def _readable(x: Tensor) -> bool:
     return head_dim == HEAD_DIM and dense and aligned
 
 
-def attention_hopper(segments: list[Tensor], plan: Plan | None = None) -> list[Tensor]:
+def attention_hopper(segments: list[Tensor]) -> list[Tensor]:
     """What `attention_triton` does, for segments that `fits`."""
     rows, heads, head_dim = check_segments(segments)
     outs = [empty([rows, x.shape[1], heads * head_dim], x) for x in segments]
@@ -77,15 +43,12 @@ def attention_hopper(segments: list[Tensor], plan: Plan | None = None) -> list[T
         return outs
     one, two = filled[0], filled[-1]
     tokens = segments[one].shape[1], segments[two].shape[1] if two != one else 0
-    plan = plan or plan_for(tokens, rows * heads, processors())
-    tiles = rows * heads * sum(-(-count // plan.queries) for count in tokens)
-    programs, groups = min(tiles, processors()), plan.queries // _GROUP
+    tiles = rows * heads * sum(-(-count // (_GROUPS * _GROUP)) for count in tokens)
+    programs = min(tiles, processors())
     launch(
         _attention_hopper, (programs,), _tokens_of(segments[one]), _tokens_of(segments[two]), outs[one], outs[two],
-        empty([programs, groups], outs[one], paddle.int32), *tokens, rows, heads, QUERIES=plan.queries, KEYS=plan.keys,
-        STAGES=plan.stages, TURNS=plan.turns, CUBIC=plan.cubic,
-        ANCHORED=plan.anchored and outs[one].dtype == paddle.bfloat16, HELD=plan.held, REGISTERS=_REGISTERS[groups],
-        SCALE=LOG2_E * head_dim**-0.5, num_warps=4,
+        empty([programs, _GROUPS], outs[one], paddle.int32), *tokens, rows, heads, KEYS=_KEYS, STAGES=_STAGES,
+        ANCHORED=outs[one].dtype == paddle.bfloat16, REGISTERS=_REGISTERS, SCALE=LOG2_E * head_dim**-0.5, num_warps=4,
     )  # fmt: skip
     return outs
 

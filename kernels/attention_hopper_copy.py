@@ -71,7 +71,7 @@ def _produce(first, second, work, failed, bufs, bars, ANCHORED: gl.constexpr):  
     zero = gl.to_tensor(0)
     rings = _produce_tiles(first, second, work, gl.to_tensor(-1), bufs, bars, (zero, zero, zero))
     if ANCHORED:
-        hopper.mbarrier.wait(bars[7].index(0), 0)
+        hopper.mbarrier.wait(bars[6].index(0), 0)
         _produce_tiles(first, second, work, _again(failed, bufs[0].shape[0]), bufs, bars, rings)
 
 

@@ -10,7 +10,6 @@ exponential for it and no scaling of sums, which take longer than half of the re
 from __future__ import annotations
 
 from sd3par.kernels.attention_hopper_copy import _again, _holds, _next, _place, _produce, _tiles
-from sd3par.kernels.exp2 import _exp2
 from sd3par.kernels.runtime import gl, gluon_jit, hopper
 
 
@@ -29,7 +28,7 @@ def _hide(scores, block, work):  # type: ignore[no-untyped-def]
 
 
 @gluon_jit
-def _first_block(q, k, work, SCALE: gl.constexpr, CUBIC: gl.constexpr):  # type: ignore[no-untyped-def]
+def _first_block(q, k, work, SCALE: gl.constexpr):  # type: ignore[no-untyped-def]
     """q: [64, head_dim], k: [KEYS, head_dim] in shared memory -> a row's largest score [64], its weights [64, KEYS]."""
     KEYS: gl.constexpr = k.shape[0]
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, KEYS, 16])
@@ -37,7 +36,7 @@ def _first_block(q, k, work, SCALE: gl.constexpr, CUBIC: gl.constexpr):  # type:
     scores = hopper.warpgroup_mma(q, k.permute((1, 0)), none, use_acc=False, is_async=True)
     scores = _hide(hopper.warpgroup_mma_wait(0, deps=[scores]), 0, work)
     top = gl.max(scores, 1) * SCALE
-    return top, _exp2(scores * SCALE - top[:, None], CUBIC)
+    return top, gl.exp2(scores * SCALE - top[:, None])
 
 
 @gluon_jit
@@ -55,9 +54,8 @@ def _lane_sums(x):  # type: ignore[no-untyped-def]
 
 @gluon_jit
 def _attend(  # type: ignore[no-untyped-def]
-    q, work, bufs, bars, rings, GROUP: gl.constexpr, GROUPS: gl.constexpr, SCALE: gl.constexpr, TURNS: gl.constexpr,
-    CUBIC: gl.constexpr, ANCHORED: gl.constexpr,
-):  # fmt: skip
+    q, work, bufs, bars, rings, SCALE: gl.constexpr, ANCHORED: gl.constexpr
+):
     """q: [64, head_dim] in shared memory or registers -> its sums [64, head_dim] and [64], and the rings behind them.
 
     It waits for the next block's keys before the sums are complete: only across such a wait, a branch, does the
@@ -65,8 +63,8 @@ def _attend(  # type: ignore[no-untyped-def]
     """
     first_tokens, second_tokens, rows, heads = work
     _, k_bufs, v_bufs = bufs
-    _, _, k_ready, k_empty, v_ready, v_empty, turns, _ = bars
-    k_index, k_phase, v_index, v_phase, turn = rings
+    _, _, k_ready, k_empty, v_ready, v_empty, _ = bars
+    k_index, k_phase, v_index, v_phase = rings
     STAGES: gl.constexpr = k_bufs.shape[0]
     KEYS: gl.constexpr = k_bufs.shape[1]
     DIM: gl.constexpr = k_bufs.shape[2]
@@ -75,7 +73,7 @@ def _attend(  # type: ignore[no-untyped-def]
     blocks = gl.cdiv(first_tokens, KEYS) + gl.cdiv(second_tokens, KEYS)
     acc = gl.zeros([64, DIM], gl.float32, SUMS)
     hopper.mbarrier.wait(k_ready.index(k_index), k_phase)
-    top, weights = _first_block(q, k_bufs.index(k_index), work, SCALE, CUBIC)
+    top, weights = _first_block(q, k_bufs.index(k_index), work, SCALE)
     none = gl.full([64, KEYS], 0.0, gl.float32, weights.type.layout)
     hopper.mbarrier.arrive(k_empty.index(k_index))
     k_index, k_phase = _next(k_index, k_phase, STAGES)
@@ -83,21 +81,16 @@ def _attend(  # type: ignore[no-untyped-def]
     p = gl.convert_layout(weights.to(q.dtype), WEIGHTS)
     hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=blocks > 1)
     for block in range(1, blocks):
-        if TURNS:
-            hopper.mbarrier.wait(turns.index(GROUP), turn)
-            turn ^= 1
         scores = hopper.warpgroup_mma(q, k_bufs.index(k_index).permute((1, 0)), none, use_acc=False, is_async=True)
         hopper.mbarrier.wait(v_ready.index(v_index), v_phase)
         acc = hopper.warpgroup_mma(p, v_bufs.index(v_index), acc, is_async=True)
-        if TURNS:
-            hopper.mbarrier.arrive(turns.index((GROUP + 1) % GROUPS))
         scores = _hide(hopper.warpgroup_mma_wait(1, deps=[scores]), block, work)
         hopper.mbarrier.arrive(k_empty.index(k_index))
         k_index, k_phase = _next(k_index, k_phase, STAGES)
         if not ANCHORED:
             top, fade = _rise(top, scores, SCALE)
             total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None]
-        weights = _exp2(scores * SCALE - top[:, None], CUBIC)
+        weights = gl.exp2(scores * SCALE - top[:, None])
         total += _lane_sums(weights)
         hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=block + 1 < blocks)
         acc = hopper.warpgroup_mma_wait(0, deps=[acc])
@@ -111,39 +104,40 @@ def _attend(  # type: ignore[no-untyped-def]
     hopper.mbarrier.arrive(v_empty.index(v_index))
     v_index, v_phase = _next(v_index, v_phase, STAGES)
     total = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, SUMS))
-    return acc, total, (k_index, k_phase, v_index, v_phase, turn)
+    return acc, total, (k_index, k_phase, v_index, v_phase)
 
 
 @gluon_jit
 def _consume(  # type: ignore[no-untyped-def]
-    outs, work, failed, bufs, bars, GROUP: gl.constexpr, GROUPS: gl.constexpr, SCALE: gl.constexpr,
-    TURNS: gl.constexpr, CUBIC: gl.constexpr, ANCHORED: gl.constexpr, HELD: gl.constexpr,
-):  # fmt: skip
+    outs, work, failed, bufs, bars, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr
+):
     """One warp group: 64 queries of every tile."""
+    GROUPS: gl.constexpr = bufs[0].shape[0]
     zero = gl.to_tensor(0)
-    rings = (zero, zero, zero, zero, gl.to_tensor(1 if GROUP == 0 else 0), zero)
     rings, broken = _consume_tiles(
-        outs, work, gl.to_tensor(-1), bufs, bars, rings, GROUP, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD
-    )  # fmt: skip
+        outs, work, gl.to_tensor(-1), bufs, bars, (zero, zero, zero, zero, zero), GROUP, SCALE, ANCHORED, ANCHORED
+    )
     if ANCHORED:
         gl.store(failed + gl.program_id(0) * GROUPS + GROUP, broken)
-        hopper.mbarrier.arrive(bars[7].index(0))
-        hopper.mbarrier.wait(bars[7].index(0), 0)
-        _consume_tiles(
-            outs, work, _again(failed, GROUPS), bufs, bars, rings, GROUP, GROUPS, SCALE, TURNS, CUBIC, False, HELD
-        )  # fmt: skip
+        hopper.mbarrier.arrive(bars[6].index(0))
+        hopper.mbarrier.wait(bars[6].index(0), 0)
+        _consume_tiles(outs, work, _again(failed, GROUPS), bufs, bars, rings, GROUP, SCALE, False, True)
 
 
 @gluon_jit
 def _consume_tiles(  # type: ignore[no-untyped-def]
-    outs, work, which, bufs, bars, rings, GROUP: gl.constexpr, GROUPS: gl.constexpr, SCALE: gl.constexpr,
-    TURNS: gl.constexpr, CUBIC: gl.constexpr, ANCHORED: gl.constexpr, HELD: gl.constexpr,
+    outs, work, which, bufs, bars, rings, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr,
+    HELD: gl.constexpr,
 ):  # fmt: skip
-    """The program's tiles that `which` holds; returns the rings and those of the tiles whose sums are not finite."""
+    """The program's tiles that `which` holds; returns the rings and those of the tiles whose sums are not finite.
+
+    HELD: queries are in registers, of which the anchored loop leaves enough.
+    """
+    GROUPS: gl.constexpr = bufs[0].shape[0]
     first_tokens, second_tokens, rows, heads = work
     q_ready, q_empty, k_bufs = bars[0], bars[1], bufs[1]
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, k_bufs.shape[1], 16])
-    k_index, k_phase, v_index, v_phase, turn, q_phase = rings
+    k_index, k_phase, v_index, v_phase, q_phase = rings
     count = gl.to_tensor(0)
     broken = gl.to_tensor(0)
     for tile in range(gl.program_id(0), _tiles(work, 64 * GROUPS), gl.num_programs(0)):
@@ -152,14 +146,14 @@ def _consume_tiles(  # type: ignore[no-untyped-def]
             begin += 64 * GROUP
             hopper.mbarrier.wait(q_ready.index(GROUP), q_phase)
             q_phase ^= 1
-            inner = (k_index, k_phase, v_index, v_phase, turn)
+            inner = (k_index, k_phase, v_index, v_phase)
             if HELD:
                 q = bufs[0].index(GROUP).load(gl.DotOperandLayout(0, SCORES, 2))
                 hopper.mbarrier.arrive(q_empty.index(GROUP))
             else:
                 q = bufs[0].index(GROUP)
-            acc, total, inner = _attend(q, work, bufs, bars, inner, GROUP, GROUPS, SCALE, TURNS, CUBIC, ANCHORED)
-            k_index, k_phase, v_index, v_phase, turn = inner
+            acc, total, inner = _attend(q, work, bufs, bars, inner, SCALE, ANCHORED)
+            k_index, k_phase, v_index, v_phase = inner
             if not HELD:
                 hopper.mbarrier.arrive(q_empty.index(GROUP))
             if ANCHORED:
@@ -170,7 +164,7 @@ def _consume_tiles(  # type: ignore[no-untyped-def]
             else:
                 _store(outs[1], acc, row, begin, second_tokens, head, heads)
         count += 1
-    return (k_index, k_phase, v_index, v_phase, turn, q_phase), broken
+    return (k_index, k_phase, v_index, v_phase, q_phase), broken
 
 
 @gluon_jit
@@ -201,15 +195,14 @@ def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):  # type: ignore[no-u
 @gluon_jit
 def _attention_hopper(  # type: ignore[no-untyped-def]
     first, second, first_out, second_out, failed, first_tokens, second_tokens, rows, heads,
-    QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr, CUBIC: gl.constexpr,
-    ANCHORED: gl.constexpr, HELD: gl.constexpr, REGISTERS: gl.constexpr, SCALE: gl.constexpr,
+    KEYS: gl.constexpr, STAGES: gl.constexpr, ANCHORED: gl.constexpr, REGISTERS: gl.constexpr, SCALE: gl.constexpr,
 ):  # fmt: skip
     """Each program takes tiles of queries, each of one head and row, as long as there are any.
 
-    failed: [programs, QUERIES / 64] int32, room for what groups tell each other; SCALE: log2(e) / sqrt(head_dim), for
+    failed: [programs, 2] int32, room for what groups tell each other; SCALE: log2(e) / sqrt(head_dim), for
     exp2; REGISTERS: a thread's of the groups that multiply.
     """
-    GROUPS: gl.constexpr = QUERIES // 64
+    GROUPS: gl.constexpr = 2
     DIM: gl.constexpr = first.block_type.shape[2]
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     bufs = (
@@ -219,28 +212,16 @@ def _attention_hopper(  # type: ignore[no-untyped-def]
     )
     bars = (
         _barriers(GROUPS, 1), _barriers(GROUPS, 1), _barriers(STAGES, 1), _barriers(STAGES, GROUPS),
-        _barriers(STAGES, 1), _barriers(STAGES, GROUPS), _barriers(GROUPS, 1), _barriers(1, GROUPS),
+        _barriers(STAGES, 1), _barriers(STAGES, GROUPS), _barriers(1, GROUPS),
     )  # fmt: skip
     outs = (first_out, second_out)
     work = (first_tokens, second_tokens, rows, heads)
-    if GROUPS == 2:
-        gl.warp_specialize(
-            [
-                (_consume, (outs, work, failed, bufs, bars, 0, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD)),
-                (_consume, (outs, work, failed, bufs, bars, 1, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD)),
-                (_produce, (first, second, work, failed, bufs, bars, ANCHORED)),
-            ],
-            [4, 1],
-            [REGISTERS, 24],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (_consume, (outs, work, failed, bufs, bars, 0, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD)),
-                (_consume, (outs, work, failed, bufs, bars, 1, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD)),
-                (_consume, (outs, work, failed, bufs, bars, 2, GROUPS, SCALE, TURNS, CUBIC, ANCHORED, HELD)),
-                (_produce, (first, second, work, failed, bufs, bars, ANCHORED)),
-            ],
-            [4, 4, 1],
-            [REGISTERS, REGISTERS, 24],
-        )
+    gl.warp_specialize(
+        [
+            (_consume, (outs, work, failed, bufs, bars, 0, SCALE, ANCHORED)),
+            (_consume, (outs, work, failed, bufs, bars, 1, SCALE, ANCHORED)),
+            (_produce, (first, second, work, failed, bufs, bars, ANCHORED)),
+        ],
+        [4, 1],
+        [REGISTERS, 24],
+    )

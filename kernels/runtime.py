@@ -30,7 +30,7 @@ except ImportError:  # the references need none
     triton = tl = gluon = gl = hopper = TensorDescriptor = None
 
 __all__ = [
-    "TESTED", "architecture", "check_last_axis", "check_like", "constexpr_function", "descriptor", "empty", "gl",
+    "TESTED", "architecture", "check_last_axis", "check_like", "descriptor", "empty", "gl",
     "gluon_jit", "hopper", "jit", "kind_of", "launch", "next_power_of_2", "plain_descriptor", "processors", "takes",
     "tl", "why_not",
 ]  # fmt: skip
@@ -50,11 +50,6 @@ def jit(function: Callable[..., None]) -> Any:
 def gluon_jit(function: Callable[..., Any]) -> Any:
     """Marks a Gluon kernel, or a function of one; without Triton it stays what it is."""
     return function if triton is None else gluon.jit(function)
-
-
-def constexpr_function(function: Callable[..., str]) -> Any:
-    """Marks a function that kernels call while they are compiled."""
-    return function if triton is None else gluon.constexpr_function(function)
 
 
 def descriptor(x: Tensor, shape: list[int], strides: list[int], box: tuple[int, ...]) -> Any:
