@@ -1,6 +1,6 @@
 """Every kernel on a GPU, against fp64 on the CPU and beside the plain-Paddle reference in the same dtype.
 
-`check(device)` returns rows; a kernel is right if its error is at most that of the reference, with a little room.
+`check(device)` yields rows; a kernel is right if its error is at most that of the reference, with a little room.
 """
 
 from __future__ import annotations
@@ -44,14 +44,16 @@ SWEEP = [Tiles(128, 64, 4, 3), Tiles(128, 64, 4, 2), Tiles(128, 64, 4, 4), Tiles
 Row = dict[str, Any]
 
 
-def check(device: Device) -> list[Row]:
-    """Returns a row for every kernel, shape and dtype: errors, what is allowed, microseconds of both, and `ok`."""
+def check(device: Device) -> Iterator[Row]:
+    """Yields a row for every kernel, shape and dtype: errors, what is allowed, microseconds of both, and `ok`."""
     device.activate()
     with paddle.no_grad():
-        rows = [row for dtype in ("bfloat16", "float16") for row in _kernels(dtype)]
-        rows += [row for dtype in ("bfloat16", "float16", "float32") for row in _linears(dtype)]
-        rows += [_captured(device), _sized("torch stays out of the process", float("torch" in sys.modules), 0.0)]
-    return rows
+        for dtype in ("bfloat16", "float16"):
+            yield from _kernels(dtype)
+        for dtype in ("bfloat16", "float16", "float32"):
+            yield from _linears(dtype)
+        yield _captured(device)
+        yield _sized("torch stays out of the process", float("torch" in sys.modules), 0.0)
 
 
 def sweep(device: Device) -> list[Row]:
