@@ -36,11 +36,12 @@ def main() -> None:
     """Times all shapes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.parse_args()
-    device.choose().activate()
+    card = device.choose()
+    card.activate()
     timer = Timer()
     for shape in ATTENTION:
-        row = measure(timer, device.dtype, *shape)
-        print(json.dumps({"bench": "kernels", "who": "sd3par", "dtype": device.dtype, **row}), flush=True)
+        row = measure(timer, card.dtype, *shape)
+        print(json.dumps({"bench": "kernels", "who": "sd3par", "dtype": card.dtype, **row}), flush=True)
 
 
 if __name__ == "__main__":
