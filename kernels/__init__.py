@@ -1,4 +1,4 @@
-"""The linears, attention and memory-bound operations of the MM-DiT, one function each; the model calls these alone.
+"""What takes time in the MM-DiT and the autoencoder, one function each; the models call these alone.
 
 Each is a Triton kernel where one fits: half precision on a GPU; a linear with a bias is one product of cuBLASLt.
 Everything else runs the plain-Paddle references. Only this file knows which it is.
@@ -22,7 +22,8 @@ from sd3par.kernels.conv import (
 )
 from sd3par.kernels.conv import fits as conv_fits
 from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton
-from sd3par.kernels.group_norm_silu import fits, group_norm_silu_reference, group_norm_silu_triton
+from sd3par.kernels.group_norm_silu import fits as group_norm_fits
+from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
     fuses,
@@ -34,7 +35,7 @@ from sd3par.kernels.linear import (
 )
 from sd3par.kernels.patch_embed import MAX_FEATURES, patch_embed_reference, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
-from sd3par.kernels.runtime import takes, why_not
+from sd3par.kernels.runtime import architecture, takes, why_not
 
 __all__ = [
     "Modulation", "Stream", "adaln", "attention", "conv3x3", "fold", "gated_sum", "group_norm_silu", "guidance_euler",
@@ -42,7 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-DESCRIPTORS = (9, 0)  # the capability from which on GPUs have tensor descriptors
+DESCRIPTORS = 90  # the architecture from which on GPUs have tensor descriptors
 
 
 def why_not_triton(kind: str | None = None) -> str:
@@ -55,11 +56,7 @@ def wants_channels_last(dtype: str) -> bool:
 
     Where it fetches blocks by tensor descriptors: without them, Triton's code for these loads is slow.
     """
-    return (
-        dtype != "float32"
-        and not why_not_triton()
-        and device.Device(device.current(), dtype).capability() >= DESCRIPTORS
-    )
+    return dtype != "float32" and not why_not_triton() and architecture() >= DESCRIPTORS
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
@@ -156,6 +153,6 @@ def guidance_euler(
 
 def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, silu: bool) -> Tensor:
     """x: [B, H, W, C], weight and bias: [C] -> the norm over each of `groups` runs of channels, or its SiLU."""
-    if takes(x) and fits(x, groups):
+    if takes(x) and group_norm_fits(x, groups):
         return group_norm_silu_triton(x, groups, weight, bias, epsilon, silu)
     return group_norm_silu_reference(x, groups, weight, bias, epsilon, silu)

@@ -12,15 +12,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import (
-    check_last_axis,
-    check_like,
-    empty,
-    jit,
-    launch,
-    next_power_of_2,
-    tl,
-)
+from sd3par.kernels.runtime import check_last_axis, check_like, empty, jit, launch, next_power_of_2, tl
 
 MAX_HEAD_DIM = 256
 LOG2_E = 1.4426950408889634

@@ -68,10 +68,11 @@ def _copy_keys(  # type: ignore[no-untyped-def]
 @gluon_jit
 def _produce(first, second, work, failed, bufs, bars, ANCHORED: gl.constexpr):  # type: ignore[no-untyped-def]
     """The copying warp."""
+    _, _, _, _, _, _, done = bars
     zero = gl.to_tensor(0)
     rings = _produce_tiles(first, second, work, gl.to_tensor(-1), bufs, bars, (zero, zero, zero))
     if ANCHORED:
-        hopper.mbarrier.wait(bars[6].index(0), 0)
+        hopper.mbarrier.wait(done.index(0), 0)
         _produce_tiles(first, second, work, _again(failed, bufs[0].shape[0]), bufs, bars, rings)
 
 

@@ -4,7 +4,7 @@ Two ways to the weights. As everywhere: relative to the largest score so far, wh
 relative to the largest score of the first block, whatever follows. bfloat16 has the exponents of fp32, so no digit is
 lost until a score is some 88 above that anchor and its weight infinite. Then a tile's results are not finite, and its
 program does it again in the usual way, when it has done all others. That needs no largest score of a block, no
-exponential for it and no scaling of sums, which take longer than half of the rest.
+exponential for it and no scaling of sums: 304 instructions a block and thread instead of 427.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ def _consume(  # type: ignore[no-untyped-def]
     outs, work, failed, bufs, bars, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr
 ):
     """One warp group: 64 queries of every tile."""
+    _, _, _, _, _, _, done = bars
     GROUPS: gl.constexpr = bufs[0].shape[0]
     zero = gl.to_tensor(0)
     rings, broken = _consume_tiles(
@@ -119,8 +120,8 @@ def _consume(  # type: ignore[no-untyped-def]
     )
     if ANCHORED:
         gl.store(failed + gl.program_id(0) * GROUPS + GROUP, broken)
-        hopper.mbarrier.arrive(bars[6].index(0))
-        hopper.mbarrier.wait(bars[6].index(0), 0)
+        hopper.mbarrier.arrive(done.index(0))
+        hopper.mbarrier.wait(done.index(0), 0)
         _consume_tiles(outs, work, _again(failed, GROUPS), bufs, bars, rings, GROUP, SCALE, False, True)
 
 

@@ -17,15 +17,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import (
-    check_like,
-    empty,
-    jit,
-    launch,
-    next_power_of_2,
-    plain_descriptor,
-    tl,
-)
+from sd3par.kernels.runtime import check_like, empty, jit, launch, next_power_of_2, plain_descriptor, tl
 
 _NARROW = 16  # outputs that a product makes at least
 

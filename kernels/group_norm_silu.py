@@ -10,14 +10,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import (
-    check_like,
-    empty,
-    jit,
-    launch,
-    next_power_of_2,
-    tl,
-)
+from sd3par.kernels.runtime import check_like, empty, jit, launch, next_power_of_2, tl
 
 MAX_CHANNELS = 2048  # a pixel's channels and their statistics stay in registers
 PARTS = 1024  # programs that read for the statistics: up to eight on each of 132 processors, together in flight
@@ -54,8 +47,8 @@ def group_norm_silu_triton(
     pixels, rows = height * width, max(tile // channels, 1)
     tiles = -(-pixels // rows)
     parts = min(tiles, max(parts // max(images, 1), 1))
-    partial = paddle.empty([images, parts, 2, groups], dtype="float32")
-    statistics = paddle.empty([images, 2, groups], dtype="float32")
+    partial = empty([images, parts, 2, groups], x, paddle.float32)
+    statistics = empty([images, 2, groups], x, paddle.float32)
     out = empty(x.shape, x)
     cut = {"GROUPS": groups, "CHANNELS": channels, "ROWS": rows, "num_warps": warps}
     launch(_partial, (parts, images), x, partial, pixels, parts, **cut)

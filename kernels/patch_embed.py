@@ -8,15 +8,7 @@ import paddle
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.runtime import (
-    check_last_axis,
-    check_like,
-    empty,
-    jit,
-    launch,
-    next_power_of_2,
-    tl,
-)
+from sd3par.kernels.runtime import check_last_axis, check_like, empty, jit, launch, next_power_of_2, tl
 
 MAX_FEATURES = 256  # numbers of a patch: all of them in one product
 

@@ -9,10 +9,9 @@ import logging
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-import paddle
 from paddle import Tensor
 
-from sd3par.device import CapturedGraph, Device
+from sd3par.device import CapturedGraph, Device, overwrite
 from sd3par.errors import shorten
 from sd3par.graph import why_not
 
@@ -45,10 +44,7 @@ class _Recording:
     def __call__(self, *inputs: Tensor) -> Any:
         """Returns what the function gives for inputs of the recorded shapes, in memory that stays the caller's."""
         for value, into in zip(inputs, self._inputs, strict=True):
-            address = into.data_ptr()
-            paddle.assign(value, into)
-            if into.data_ptr() != address:
-                raise RuntimeError(f"an input of shape {list(into.shape)} of a CUDA graph was given other memory")
+            overwrite(value, into)
         result = self._graph()
         return tuple(one.clone() for one in result) if isinstance(result, tuple) else result.clone()
 

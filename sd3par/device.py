@@ -62,10 +62,6 @@ class Device:
         """Returns what its maker calls it."""
         return "CPU" if self.kind == "cpu" else cuda_driver.name(self.index)
 
-    def capability(self) -> tuple[int, int]:
-        """Returns the CUDA compute capability, as (9, 0); (0, 0) on the CPU."""
-        return (0, 0) if self.kind == "cpu" else cuda_driver.capability(self.index)
-
     def memory(self) -> tuple[int, int]:
         """Returns free and total bytes, all processes counted."""
         if self.kind != "cpu":
@@ -264,6 +260,19 @@ class CapturedGraph(Generic[T]):
     def _forget(self) -> None:
         self._result = None
         self._graph.reset()
+
+
+def overwrite(value: paddle.Tensor, into: paddle.Tensor) -> None:
+    """Writes `value` into the memory of `into`, both [...] alike, which a recording reads.
+
+    Raises:
+        RuntimeError: Paddle gave `into` other memory, which the recording does not know.
+    """
+    address = into.data_ptr()
+    if value.data_ptr() != address:
+        paddle.assign(value, into)
+    if into.data_ptr() != address:
+        raise RuntimeError(f"a tensor of shape {list(into.shape)} that a CUDA graph reads was given other memory")
 
 
 class _Graphs:

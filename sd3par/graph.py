@@ -13,7 +13,7 @@ import paddle
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.device import CapturedGraph, Device
+from sd3par.device import CapturedGraph, Device, overwrite
 from sd3par.errors import shorten
 from sd3par.mesh import Mesh
 from sd3par.mmdit import Conditions
@@ -58,22 +58,22 @@ class StepGraph:
         )
         self._scale, self._delta = scale, delta = paddle.zeros([]), paddle.zeros([])
         # Of local names: a graph that held this object would wait for the garbage collector.
-        self._graph = CapturedGraph(device, lambda: _copy(step(tokens, conditions, scale, delta), tokens))
+        self._graph = CapturedGraph(device, lambda: overwrite(step(tokens, conditions, scale, delta), tokens))
         mine = paddle.to_tensor([self._graph.bytes / device.total_memory()], dtype="float32")
         self.share = float(mesh.all_gather(mesh.world, mine).numpy().max())
 
     def begin(self, conditions: Conditions, guidance_scale: Tensor) -> None:
         """Takes over what is constant over the steps of a request; guidance_scale: [] fp32."""
-        _copy(conditions.context, self._conditions.context)
-        _copy(conditions.positions, self._conditions.positions)
-        _copy(guidance_scale, self._scale)
+        overwrite(conditions.context, self._conditions.context)
+        overwrite(conditions.positions, self._conditions.positions)
+        overwrite(guidance_scale, self._scale)
 
     def step(self, tokens: Tensor, modulations: Tensor, delta: Tensor) -> Tensor:
         """tokens: [B', ti, W], modulations: [1, R, k, D], delta: [] -> the tokens after the step, in `self.tokens`."""
         if tokens is not self.tokens:
-            _copy(tokens, self.tokens)
-        _copy(modulations, self._conditions.modulations)
-        _copy(delta, self._delta)
+            overwrite(tokens, self.tokens)
+        overwrite(modulations, self._conditions.modulations)
+        overwrite(delta, self._delta)
         self._graph()
         return self.tokens
 
@@ -163,13 +163,3 @@ class StepGraphs:
 
     def _drop_oldest(self) -> None:
         self._graphs.pop(next(iter(self._graphs))).reset()
-
-
-def _copy(value: Tensor, into: Tensor) -> None:
-    """Writes `value` into the memory of `into`, which a graph reads: nothing may give it another."""
-    address = into.data_ptr()
-    if value.data_ptr() == address:
-        return
-    paddle.assign(value, into)
-    if into.data_ptr() != address:
-        raise RuntimeError(f"a tensor of shape {list(into.shape)} that a CUDA graph reads was given other memory")

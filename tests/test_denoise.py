@@ -11,7 +11,7 @@ import paddle
 import pytest
 
 from sd3par import denoise, graph
-from sd3par.device import Device
+from sd3par.device import Device, overwrite
 from sd3par.errors import Cancelled, ConfigError
 from sd3par.graph import StepGraph, StepGraphs
 from sd3par.guidance import halves
@@ -199,10 +199,10 @@ def test_an_allocator_without_pools_is_not_trusted(monkeypatch: pytest.MonkeyPat
 
 def test_memory_that_moves_is_noticed() -> None:
     into = paddle.zeros([3])
-    graph._copy(paddle.ones([3]), into)
+    overwrite(paddle.ones([3]), into)
     assert into.numpy().tolist() == [1, 1, 1]
     with pytest.raises(RuntimeError, match="other memory"):
-        graph._copy(paddle.ones([3000]), into)
+        overwrite(paddle.ones([3000]), into)
 
 
 def test_halves_of_a_batch_are_views(recorded: SD3Pipeline) -> None:

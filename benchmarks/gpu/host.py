@@ -19,8 +19,8 @@ import paddle
 from benchmarks.gpu.shapes import TEXT_TOKENS
 from sd3par import denoise, device
 from sd3par.denoise import Denoiser
-from sd3par.device import CapturedGraph, Device
-from sd3par.graph import StepGraph, StepGraphs, _copy
+from sd3par.device import CapturedGraph, Device, overwrite
+from sd3par.graph import StepGraph, StepGraphs
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
 from sd3par.plan import rows_for
@@ -94,9 +94,9 @@ def parts(graph: StepGraph, denoiser: Denoiser, index: int, alone: bool) -> list
     marks.append(time.perf_counter())
     delta = denoiser.deltas[index]
     marks.append(time.perf_counter())
-    _copy(modulations, graph._conditions.modulations)
+    overwrite(modulations, graph._conditions.modulations)
     marks.append(time.perf_counter())
-    _copy(delta, graph._delta)
+    overwrite(delta, graph._delta)
     marks.append(time.perf_counter())
     graph._graph()
     marks.append(time.perf_counter())
