@@ -18,7 +18,7 @@ import paddle
 
 from benchmarks.gpu.shapes import TEXT_TOKENS
 from benchmarks.gpu.steps import Loop
-from benchmarks.gpu.timing import COPY_BYTES, Ceilings, Timer, ceilings
+from benchmarks.gpu.timing import Ceilings, Timer, ceilings
 from benchmarks.gpu.watch import Watch
 from sd3par import device
 from sd3par.graph import StepGraphs
@@ -27,6 +27,7 @@ from sd3par.mmdit import MMDiT
 
 SKIPPED = 3  # steps that do not count: the first one looks at all tensors, the next ones fill the queue
 BUSY_MS = 1.0  # of work is left when the host has asked for everything: then the device never waited for it
+STALL = 4096  # rows and columns of the products that keep the device busy
 ROOM = 1.3  # the device gets so much more work ahead than the host needs
 Row = dict[str, Any]
 
@@ -54,22 +55,22 @@ def watched(loop: Loop, stall: Callable[[float], None], ahead_ms: float) -> tupl
     return watch, 1e3 * (asked - begin) / loop.steps, 1e3 * (time.perf_counter() - asked)
 
 
-def stalling(best: Ceilings) -> Callable[[float], None]:
-    """Returns what keeps the device busy for some milliseconds: copies, since products would heat it."""
-    size = 1 << 20 if device.current() == "cpu" else COPY_BYTES
-    copied, into = paddle.zeros([size // 4]), paddle.zeros([size // 4])
-    each_ms = 2e3 * size / best.bytes
+def stalling(best: Ceilings, dtype: str) -> Callable[[float], None]:
+    """Returns what keeps the device busy for some milliseconds: products, which leave it as hot as steps do."""
+    size = 64 if device.current() == "cpu" else STALL
+    x = paddle.randn([size, size]).astype(dtype)
+    each_ms = 2e3 * size**3 / best.flops
 
     def stall(wanted_ms: float) -> None:
         for _ in range(round(wanted_ms / each_ms)):
-            paddle.assign(copied, into)
+            paddle.matmul(x, x)
 
     return stall
 
 
 def measure(model: MMDiT, px: int, images: int, steps: int, timer: Timer, best: Ceilings) -> list[Row]:
     """Returns a row for each kind of work, one for the other operators before each kernel, and one for the step."""
-    size, stall = (px, px), stalling(best)
+    size, stall = (px, px), stalling(best, model.dtype)
     loop, ahead_ms = Loop(model, size, TEXT_TOKENS, images, SKIPPED + steps, None), 0.0
     watch, host_ms, behind_ms = watched(loop, stall, ahead_ms)
     if behind_ms < BUSY_MS and device.current() != "cpu":  # small steps: the host needs longer for one than the device
