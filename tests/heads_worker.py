@@ -1,18 +1,18 @@
 """One rank of tests/test_heads.py: models with 5 and 6 heads on meshes that do not divide them, against one process.
 
-Run: python -m tests.heads_worker (with the launcher's environment). Prints one JSON line a mesh.
+Run: python -m tests.heads_worker KIND (with the launcher's environment). Prints one JSON line a mesh.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import sys
 
 import numpy as np
 import paddle
 
 from sd3par.config import ParallelConfig
-from sd3par.device import choose
+from sd3par.device import Device
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
 from sd3par.weights import Component
@@ -54,9 +54,10 @@ def predict(config: dict, mesh: Mesh) -> np.ndarray:
 
 def main() -> None:
     """Tests every mesh of this world."""
-    choose("float32", "cpu").activate()
+    kind, world = sys.argv[1], paddle.distributed.ParallelEnv()
+    Device(kind if kind == "cpu" else f"{kind}:{world.rank}", "float32").activate()
     alone = {name: predict(config, Mesh.single()) for name, config in MODELS.items()}
-    for parallel in MESHES[int(os.environ["PADDLE_TRAINERS_NUM"])]:
+    for parallel in MESHES[world.world_size]:
         mesh = Mesh.from_env(parallel)
         errors = {name: float(np.abs(predict(MODELS[name], mesh) - alone[name]).max()) for name in MODELS}
         print("RESULT", json.dumps({"mesh": mesh.describe(), "errors": errors}), flush=True)

@@ -8,6 +8,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from sd3par import device
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.errors import ConfigError
 from sd3par.mesh import Axis, Mesh
@@ -100,14 +101,18 @@ def test_more_ranks_than_heads_are_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cpu", "nvgpu"])
 @pytest.mark.parametrize("world", MESHES)
-def test_every_mesh_equals_one_process(world: int) -> None:
-    for printed in ranks.run(world, "tests.heads_worker"):
+def test_every_mesh_equals_one_process(kind: str, world: int) -> None:
+    """gloo on the CPU, NCCL on as many GPUs."""
+    if kind != "cpu" and device.count(kind) < world:
+        pytest.skip(f"this machine has no {world} {kind} devices")
+    for printed in ranks.run(world, "tests.heads_worker", kind):
         results = [json.loads(line[7:]) for line in printed.splitlines() if line.startswith("RESULT")]
         assert len(results) == len(MESHES[world])
         for result in results:
             wrong = {name: error for name, error in result["errors"].items() if not error < tolerances.MODULE}
-            assert len(result["errors"]) == len(MODELS) and not wrong, result["mesh"]
+            assert len(result["errors"]) == len(MODELS) and not wrong, (result["mesh"], wrong)
 
 
 def test_predictions_are_of_a_size_that_shows_errors() -> None:
