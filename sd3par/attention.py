@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import NamedTuple
+
 import paddle
 from paddle import Tensor, nn
 
 from sd3par import kernels
 from sd3par.layers import Linear, RMSNorm
 from sd3par.mesh import Mesh
-from sd3par.plan import Tokens
+from sd3par.plan import Tokens, WeightPlan
 
 NORM_EPSILON = 1e-6
+
+
+class Projection(NamedTuple):
+    """A product that is still to be done: x: [R, t, D] by weight: [D, 3 * heads * hd] plus bias: [3 * heads * hd].
+
+    Its columns come sp rank by sp rank: q, then k, then v of the heads of each.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
 
 
 class Attention(nn.Layer):
     """Projections of the image's attention to itself: packed QKV by columns, output by rows.
 
-    Names are diffusers' but for the packed ones: `qkv` is to_q, to_k, to_v; `to_out` is to_out.0. heads: of this mp
-    rank.
+    Names are diffusers' but for the packed ones: `qkv` is to_q, to_k, to_v; `to_out` is to_out.0.
     """
 
-    def __init__(self, dim: int, heads: int, head_dim: int, dtype: str, qk_norm: bool) -> None:
+    def __init__(self, plan: WeightPlan, dtype: str, qk_norm: bool) -> None:
         super().__init__()
-        self.head_dim = head_dim
-        self.qkv = Linear(dim, 3 * heads * head_dim, dtype)
-        self.to_out = Linear(heads * head_dim, dim, dtype)
-        self.norm_q = RMSNorm(head_dim, NORM_EPSILON, dtype) if qk_norm else None
-        self.norm_k = RMSNorm(head_dim, NORM_EPSILON, dtype) if qk_norm else None
+        dim, self.head_dim = plan.mixed.total, plan.head_dim
+        self.qkv = Linear(dim, plan.qkv, dtype)
+        self.to_out = Linear(plan.mixed, dim, dtype)
+        self.norm_q = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
+        self.norm_k = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
 
-    def heads_of_image(self, x: Tensor) -> Tensor:
-        """x: [R, ti, D] -> [R, ti, 3, heads, head_dim]."""
-        return kernels.split_heads(self.qkv(x), self.head_dim, _weight(self.norm_q), _weight(self.norm_k))
+    def project_image(self, x: Tensor) -> Projection:
+        """x: [R, ti, D] -> the product with `qkv`."""
+        return Projection(x, self.qkv.weight, self.qkv.bias)
+
+    def heads_of_image(self, packed: Tensor) -> Tensor:
+        """packed: [R, Ti, 3 * heads * head_dim] of one sp rank's heads -> [R, Ti, 3, heads, head_dim]."""
+        return kernels.split_heads(packed, self.head_dim, _weight(self.norm_q), _weight(self.norm_k))
 
 
 class JointAttention(Attention):
@@ -39,16 +56,20 @@ class JointAttention(Attention):
     last: the text stream ends here and has no output.
     """
 
-    def __init__(self, dim: int, heads: int, head_dim: int, dtype: str, qk_norm: bool, last: bool) -> None:
-        super().__init__(dim, heads, head_dim, dtype, qk_norm)
-        self.qkv_context = Linear(dim, 3 * heads * head_dim, dtype)
-        self.to_add_out = None if last else Linear(heads * head_dim, dim, dtype)
-        self.norm_added_q = RMSNorm(head_dim, NORM_EPSILON, dtype) if qk_norm else None
-        self.norm_added_k = RMSNorm(head_dim, NORM_EPSILON, dtype) if qk_norm else None
+    def __init__(self, plan: WeightPlan, dtype: str, qk_norm: bool, last: bool) -> None:
+        super().__init__(plan, dtype, qk_norm)
+        dim = plan.mixed.total
+        self.qkv_context = Linear(dim, plan.qkv, dtype)
+        self.to_add_out = None if last else Linear(plan.mixed, dim, dtype)
+        self.norm_added_q = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
+        self.norm_added_k = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
 
-    def heads_of_context(self, c: Tensor) -> Tensor:
-        """c: [R, tc, D] -> [R, tc, 3, heads, head_dim]."""
-        packed = self.qkv_context(c)
+    def project_context(self, c: Tensor) -> Projection:
+        """c: [R, tc, D] -> the product with `qkv_context`."""
+        return Projection(c, self.qkv_context.weight, self.qkv_context.bias)
+
+    def heads_of_context(self, packed: Tensor) -> Tensor:
+        """packed: [R, Tc, 3 * heads * head_dim] of one sp rank's heads -> [R, Tc, 3, heads, head_dim]."""
         return kernels.split_heads(packed, self.head_dim, _weight(self.norm_added_q), _weight(self.norm_added_k))
 
     def context_out(self, c: Tensor) -> Tensor | None:
@@ -65,47 +86,73 @@ class SequenceExchange:
 
     What travels is a list of segments (image, text, and the image once more for a dual block), each sharded over sp
     with padding behind its last token; one all-to-all takes them all. Padding is dropped on arrival, so no key of it
-    is ever seen and no mask is needed.
+    is ever seen and no mask is needed. Parts of an all-to-all are alike: where sp ranks have different numbers of
+    heads, the part for one with fewer carries columns of its neighbour's.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, plan: WeightPlan) -> None:
         self.mesh, self.axis = mesh, mesh.sp
+        self.widths = [len(heads) * plan.head_dim for heads in plan.groups]  # of q, of k and of v; the widest first
 
-    def to_heads(self, segments: list[Tensor], tokens: list[Tokens]) -> list[Tensor]:
-        """segments: [R, size, 3, heads, hd] of this rank -> [R, total, 3, heads / sp, hd] each."""
+    def project(self, projections: list[Projection], tokens: list[Tokens]) -> list[Tensor]:
+        """Products over this rank's tokens -> [R, total, 3 * heads * hd] each: q, k, v of this sp rank's heads."""
+        segments = [kernels.linear(*one) for one in projections]  # [R, size, 3 * inner]
         if self.axis.size == 1:
             return segments
-        x = paddle.concat(segments, axis=1)  # [R, t, 3, heads, hd]
-        rows, length, three, heads, head_dim = x.shape
-        share = heads // self.axis.size
-        x = x.reshape([rows, length, three, self.axis.size, share, head_dim]).transpose([3, 0, 1, 2, 4, 5])
-        x = self.mesh.all_to_all(self.axis, x)  # [sp, R, t, 3, share, hd], part j from rank j
+        widths = [3 * width for width in self.widths]
+        x, start = _windows(paddle.concat(segments, axis=1), widths, self.axis.rank)
+        x = self.mesh.all_to_all(self.axis, x)[..., start : start + widths[self.axis.rank]]  # part j from rank j
         parts = x.split([one.size for one in tokens], axis=2)
         return [_join(part, one) for part, one in zip(parts, tokens, strict=True)]
 
-    def to_tokens(self, segments: list[Tensor], tokens: list[Tokens]) -> list[Tensor]:
-        """segments: [R, total, share] of this rank's heads -> [R, size, sp * share] each, of all heads."""
+    def attend(self, together: list[list[Tensor]], tokens: list[Tokens]) -> list[Tensor]:
+        """Attention within each list of [R, total, 3, heads, hd] -> [R, size, inner] of each, of this mp rank's heads.
+
+        tokens: of all segments, list after list.
+        """
+        mixed = [x for segments in together for x in kernels.attention(segments)]  # [R, total, heads * hd]
         if self.axis.size == 1:
-            return segments
-        sp = self.axis.size
-        x = paddle.concat([_scatter(x, one, sp) for x, one in zip(segments, tokens, strict=True)], axis=2)
-        x = self.mesh.all_to_all(self.axis, x)  # [sp, R, t, share], part j holds head group j
-        x = x.transpose([1, 2, 0, 3])
-        x = x.reshape([x.shape[0], x.shape[1], -1])
-        return x.split([one.size for one in tokens], axis=1)
+            return mixed
+        scattered = [_scatter(x, one, self.axis.size, self.widths[0]) for x, one in zip(mixed, tokens, strict=True)]
+        x = self.mesh.all_to_all(self.axis, paddle.concat(scattered, axis=2))  # part j holds the heads of rank j
+        return merge(x, self.widths).split([one.size for one in tokens], axis=1)
+
+
+def _windows(x: Tensor, widths: list[int], rank: int) -> tuple[Tensor, int]:
+    """Cuts [R, t, sum of widths], the widest first, into a window for each width, all as wide as the widest.
+
+    Returns [windows, R, t, widest] and where number `rank` finds its own columns in its window.
+    """
+    rows, length, total = x.shape
+    if total == len(widths) * widths[0]:
+        return x.reshape([rows, length, len(widths), widths[0]]).transpose([2, 0, 1, 3]), 0
+    starts = [0, *accumulate(widths[:-1])]
+    edges = [min(start, total - widths[0]) for start in starts]
+    return paddle.stack([x[..., edge : edge + widths[0]] for edge in edges]), starts[rank] - edges[rank]
 
 
 def _join(part: Tensor, tokens: Tokens) -> Tensor:
-    """[sp, R, size, ...] -> [R, total, ...]: the shards end to end, without the padding."""
-    sp, rows, size, *rest = part.shape
-    whole = part.transpose([1, 0, 2, *range(3, part.ndim)]).reshape([rows, sp * size, *rest])
+    """[sp, R, size, width] -> [R, total, width]: the shards end to end, without the padding."""
+    sp, rows, size, width = part.shape
+    whole = part.transpose([1, 0, 2, 3]).reshape([rows, sp * size, width])
     return whole[:, : tokens.total]
 
 
-def _scatter(x: Tensor, tokens: Tokens, sp: int) -> Tensor:
-    """[R, total, share] -> [sp, R, size, share], zeros as padding."""
-    rows, total, share = x.shape
-    missing = sp * tokens.size - total
-    if missing:
-        x = paddle.concat([x, paddle.zeros([rows, missing, share], dtype=x.dtype)], axis=1)
-    return x.reshape([rows, sp, tokens.size, share]).transpose([1, 0, 2, 3])
+def _scatter(x: Tensor, tokens: Tokens, sp: int, width: int) -> Tensor:
+    """[R, total, up to width] -> [sp, R, size, width], zeros as padding."""
+    x = pad(pad(x, 2, width), 1, sp * tokens.size)
+    return x.reshape([x.shape[0], sp, tokens.size, width]).transpose([1, 0, 2, 3])
+
+
+def pad(x: Tensor, axis: int, size: int) -> Tensor:
+    """x: [...] -> the same, as long as `size` on the axis by zeros behind what it has."""
+    missing = [*x.shape[:axis], size - x.shape[axis], *x.shape[axis + 1 :]]
+    return paddle.concat([x, paddle.zeros(missing, dtype=x.dtype)], axis=axis) if missing[axis] else x
+
+
+def merge(parts: Tensor, widths: list[int]) -> Tensor:
+    """parts: [n, R, t, widest], padded columns of n ranks -> [R, t, sum of widths]: side by side, without padding."""
+    count, rows, length, widest = parts.shape
+    if sum(widths) == count * widest:
+        return parts.transpose([1, 2, 0, 3]).reshape([rows, length, count * widest])
+    return paddle.concat([part[..., :width] for part, width in zip(parts.unbind(0), widths, strict=True)], axis=-1)

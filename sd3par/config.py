@@ -162,13 +162,10 @@ class ModelConfig:
             require(list(shapes[name]) == shape, name, f"shape {list(shapes[name])}", f"shape {shape}")
 
     def check_mesh(self, parallel: ParallelConfig) -> None:
-        """Raises ConfigError where the heads do not divide over `mp * sp`."""
-        parts = parallel.mp * parallel.sp
-        possible = [n for n in range(1, self.num_attention_heads + 1) if self.num_attention_heads % n == 0]
-        require(
-            self.num_attention_heads % parts == 0, "mp_size * sp_size", f"{parallel.mp} * {parallel.sp}",
-            f"a divisor of the model's {self.num_attention_heads} attention heads: {possible}",
-        )  # fmt: skip
+        """Raises ConfigError unless each of `mp * sp` ranks gets a head."""
+        parts, heads = parallel.mp * parallel.sp, self.num_attention_heads
+        allowed = f"at most {heads}, the model's attention heads"
+        require(parts <= heads, "mp_size * sp_size", f"{parallel.mp} * {parallel.sp} = {parts}", allowed)
 
 
 # Limits that do not depend on the model. A prompt beyond 16 kB is a mistake: T5 reads 512 tokens at most.

@@ -9,6 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from sd3par import kernels
+from sd3par.plan import Share, whole
 
 
 class Unset(nn.initializer.Initializer):
@@ -27,12 +28,18 @@ def parameter(layer: nn.Layer, shape: list[int], dtype: str) -> Tensor:
 
 
 class Linear(nn.Layer):
-    """`x @ weight + bias`; weight: [in, out] (Paddle's layout, the transpose of torch's), bias: [out]."""
+    """`x @ weight + bias`; weight: [in, out] (Paddle's layout, the transpose of torch's), bias: [out].
 
-    def __init__(self, features_in: int, features_out: int, dtype: str, bias: bool = True) -> None:
+    Either axis may be a share of the checkpoint's. Where inputs are shared out, results add up over ranks, and all but
+    the first hold zeros as bias.
+    """
+
+    def __init__(self, features_in: int | Share, features_out: int | Share, dtype: str, bias: bool = True) -> None:
         super().__init__()
-        self.weight = parameter(self, [features_in, features_out], dtype)
-        self.bias = parameter(self, [features_out], dtype) if bias else None
+        self.inputs = whole(features_in) if isinstance(features_in, int) else features_in
+        self.outputs = whole(features_out) if isinstance(features_out, int) else features_out
+        self.weight = parameter(self, [self.inputs.size, self.outputs.size], dtype)
+        self.bias = parameter(self, [self.outputs.size], dtype) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in] -> [..., out]."""

@@ -11,13 +11,13 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from sd3par import kernels
-from sd3par.attention import Attention, JointAttention, SequenceExchange
+from sd3par.attention import Attention, JointAttention, SequenceExchange, merge, pad
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.device import choose
 from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder, patchify, unpatchify
 from sd3par.layers import Linear
 from sd3par.mesh import Mesh
-from sd3par.plan import Tokens, mmdit_source, tokens_for
+from sd3par.plan import Tokens, WeightPlan, mmdit_source, tokens_for
 from sd3par.watchdog import Watchdog
 from sd3par.weights import Component, fill, open_transformer
 
@@ -41,13 +41,19 @@ class Layout(NamedTuple):
     context: Tokens
 
 
+def plan_of(config: ModelConfig, mesh: Mesh) -> WeightPlan:
+    """Returns which weights this rank holds."""
+    heads, head_dim = config.num_attention_heads, config.attention_head_dim
+    return WeightPlan(heads, head_dim, mesh.mp.size, mesh.mp.rank, mesh.sp.size)
+
+
 class FeedForward(nn.Layer):
     """Two linears with a tanh-GELU between them, up by columns and down by rows."""
 
-    def __init__(self, dim: int, mp: int, dtype: str) -> None:
+    def __init__(self, dim: int, plan: WeightPlan, dtype: str) -> None:
         super().__init__()
-        self.up = Linear(dim, 4 * dim // mp, dtype)
-        self.down = Linear(4 * dim // mp, dim, dtype)
+        self.up = Linear(dim, plan.share(4 * dim), dtype)
+        self.down = Linear(plan.share(4 * dim), dim, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [R, T, D] -> this mp rank's part of the sum, [R, T, D]."""
@@ -57,14 +63,15 @@ class FeedForward(nn.Layer):
 class Modulation(nn.Layer):
     """The linear of an adaLN, by columns; its input is silu(temb). Computed for all steps before the loop."""
 
-    def __init__(self, dim: int, count: int, mp: int, dtype: str) -> None:
+    def __init__(self, dim: int, count: int, plan: WeightPlan, dtype: str) -> None:
         super().__init__()
         self.count = count
-        self.linear = Linear(dim, count * dim // mp, dtype)
+        self.widths = [len(run) for run in plan.columns(count * dim)]  # of each mp rank, the widest first
+        self.linear = Linear(dim, plan.share(count * dim), dtype)
 
     def forward(self, condition: Tensor) -> Tensor:
-        """condition: [N, R, D] -> this mp rank's columns, [N, R, count * D / mp]."""
-        return self.linear(condition)
+        """condition: [N, R, D] -> this mp rank's columns, [N, R, widest]: zeros behind them where others have more."""
+        return pad(self.linear(condition), 2, self.widths[0])
 
 
 class JointBlock(nn.Layer):
@@ -75,17 +82,16 @@ class JointBlock(nn.Layer):
 
     def __init__(self, config: ModelConfig, index: int, mesh: Mesh, dtype: str) -> None:
         super().__init__()
-        dim, mp, norm = config.dim, mesh.mp.size, config.qk_norm is not None
-        heads, head_dim = config.num_attention_heads // mp, config.attention_head_dim
-        self.mesh, self.exchange = mesh, SequenceExchange(mesh)
+        dim, norm, plan = config.dim, config.qk_norm is not None, plan_of(config, mesh)
+        self.mesh, self.exchange = mesh, SequenceExchange(mesh, plan)
         self.last = index == config.num_layers - 1
         dual = index in config.dual_attention_layers
-        self.norm1 = Modulation(dim, 9 if dual else 6, mp, dtype)
-        self.norm1_context = Modulation(dim, 2 if self.last else 6, mp, dtype)
-        self.attn = JointAttention(dim, heads, head_dim, dtype, norm, self.last)
-        self.attn2 = Attention(dim, heads, head_dim, dtype, norm) if dual else None
-        self.ff = FeedForward(dim, mp, dtype)
-        self.ff_context = None if self.last else FeedForward(dim, mp, dtype)
+        self.norm1 = Modulation(dim, 9 if dual else 6, plan, dtype)
+        self.norm1_context = Modulation(dim, 2 if self.last else 6, plan, dtype)
+        self.attn = JointAttention(plan, dtype, norm, self.last)
+        self.attn2 = Attention(plan, dtype, norm) if dual else None
+        self.ff = FeedForward(dim, plan, dtype)
+        self.ff_context = None if self.last else FeedForward(dim, plan, dtype)
 
     def forward(
         self, image: Residual, context: Residual, mod: Tensor, mod_context: Tensor, layout: Layout
@@ -120,10 +126,9 @@ class JointBlock(nn.Layer):
 
     def _attend(self, x: Tensor, c: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """x: [R, ti, D], c: [R, tc, D] -> this mp rank's parts of the sums, [R, ti, D] and [R, tc, D]."""
-        segments = [self.attn.heads_of_image(x), self.attn.heads_of_context(c)]
-        heads = self.exchange.to_heads(segments, list(layout))
-        mixed = kernels.attention(heads)  # [R, Ti, inner / sp] and [R, Tc, inner / sp]
-        x, c = self.exchange.to_tokens(mixed, list(layout))
+        tokens = list(layout)
+        x, c = self.exchange.project([self.attn.project_image(x), self.attn.project_context(c)], tokens)
+        x, c = self.exchange.attend([[self.attn.heads_of_image(x), self.attn.heads_of_context(c)]], tokens)
         return self.attn.to_out(x), self.attn.context_out(c)
 
     def _attend_dual(
@@ -131,10 +136,10 @@ class JointBlock(nn.Layer):
     ) -> tuple[Tensor, Tensor | None]:
         """Both attentions of a dual block in one exchange; the image's parts come gated and added: one sum for both."""
         tokens = [layout.image, layout.context, layout.image]
-        segments = [self.attn.heads_of_image(x), self.attn.heads_of_context(c), attn2.heads_of_image(x2)]
-        *joint, alone = self.exchange.to_heads(segments, tokens)
-        mixed = kernels.attention(joint) + kernels.attention([alone])
-        x, c, x2 = self.exchange.to_tokens(mixed, tokens)
+        projections = [self.attn.project_image(x), self.attn.project_context(c), attn2.project_image(x2)]
+        x, c, x2 = self.exchange.project(projections, tokens)
+        joint = [self.attn.heads_of_image(x), self.attn.heads_of_context(c)]
+        x, c, x2 = self.exchange.attend([joint, [attn2.heads_of_image(x2)]], tokens)
         both = kernels.gated_sum(self.attn.to_out(x), gate, attn2.to_out(x2), gate2)
         return both, self.attn.context_out(c)
 
@@ -170,7 +175,7 @@ class MMDiT(nn.Layer):
         dtype: of weights and activations.
 
     Raises:
-        ConfigError: the heads do not divide over mp * sp.
+        ConfigError: mp * sp are more than the heads.
     """
 
     def __init__(self, config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> None:
@@ -181,7 +186,7 @@ class MMDiT(nn.Layer):
         self.time_text_embed = TimeTextEmbedder(config.dim, config.pooled_projection_dim, dtype)
         self.context_embedder = Linear(config.joint_attention_dim, config.dim, dtype)
         self.transformer_blocks = nn.LayerList([JointBlock(config, i, mesh, dtype) for i in range(config.num_layers)])
-        self.norm_out = Modulation(config.dim, 2, mesh.mp.size, dtype)
+        self.norm_out = Modulation(config.dim, 2, plan_of(config, mesh), dtype)
         self.proj_out = Linear(config.dim, config.patch_size**2 * config.channels_out, dtype)
 
     @classmethod
@@ -194,7 +199,7 @@ class MMDiT(nn.Layer):
         config = parse_config(ModelConfig, component.config, component.where)
         model = cls(config, mesh, dtype)
         model.eval()
-        fill(model, component.checkpoint, mmdit_source, part=(mesh.mp.rank, mesh.mp.size))
+        fill(model, component.checkpoint, mmdit_source)
         return model
 
     @classmethod
@@ -249,8 +254,8 @@ class MMDiT(nn.Layer):
         steps, rows, dim = condition.shape
         if self.mesh.mp.size > 1:
             joined = self.mesh.all_gather(self.mesh.mp, paddle.concat(parts, axis=-1))  # [mp, N, R, sum]
-            joined = joined.transpose([1, 2, 0, 3])
-            parts = joined.split([part.shape[-1] for part in parts], axis=-1)
+            joined = joined.split([part.shape[-1] for part in parts], axis=-1)
+            parts = [merge(part, layer.widths) for part, layer in zip(joined, layers, strict=True)]
         parts = [part.reshape([steps, rows, layer.count, dim]) for part, layer in zip(parts, layers, strict=True)]
         return paddle.concat(parts, axis=2)
 
@@ -303,7 +308,4 @@ class MMDiT(nn.Layer):
 
 def shard(x: Tensor, tokens: Tokens) -> Tensor:
     """x: [R, T, W] -> this sp rank's tokens [R, size, W], zeros behind the last one."""
-    mine = x[:, tokens.start : tokens.stop]
-    if tokens.padding == 0:
-        return mine
-    return paddle.concat([mine, paddle.zeros([x.shape[0], tokens.padding, x.shape[2]], dtype=x.dtype)], axis=1)
+    return pad(x[:, tokens.start : tokens.stop], 1, tokens.size)

@@ -13,7 +13,7 @@ from paddle import Tensor, nn
 
 from sd3par.errors import CheckpointError
 from sd3par.layers import Linear
-from sd3par.plan import Source, Split, same_name
+from sd3par.plan import Share, Source, same_name, whole
 
 
 class Checkpoint(Protocol):
@@ -45,39 +45,69 @@ class Component:
     checkpoint: Checkpoint
 
 
+@dataclass(frozen=True)
+class _Target:
+    """A parameter to fill, and which part of the checkpoint's it is: shares of its axes in torch's layout."""
+
+    parameter: Tensor
+    keys: tuple[str, ...]
+    axes: tuple[Share, ...]
+    transposed: bool = False  # stored transposed to torch's layout
+    absent: bool = False  # a bias that another rank adds
+
+    @property
+    def shape(self) -> list[int]:
+        """The shape of each key's tensor in the checkpoint."""
+        first, *rest = (axis.total for axis in self.axes)
+        return [first // len(self.keys), *rest]
+
+    def parts(self) -> Iterator[tuple[str, tuple[slice, ...]]]:
+        """Yields (key, part of its tensor), to be joined on the first axis."""
+        first, *rest = self.axes
+        tail = [axis.pieces[0] for axis in rest]  # only outputs come in several pieces
+        size = self.shape[0]
+        for piece in first.pieces:
+            for number in range(piece.start // size, -(-piece.stop // size)):
+                held = range(max(piece.start - number * size, 0), min(piece.stop - number * size, size))
+                yield self.keys[number], _index(self.shape, (held, *tail))
+
+
 def fill(
     model: nn.Layer,
     checkpoint: Checkpoint,
     source: Callable[[str], Source] = same_name,
     ignored: Iterable[str] = (),
-    part: tuple[int, int] = (0, 1),
 ) -> None:
-    """Fills every parameter of `model` from `checkpoint`.
+    """Fills every parameter of `model` from `checkpoint`; of a linear, what its shares say.
 
     Args:
-        source: parameter name -> checkpoint keys and how they are split.
+        source: parameter name -> checkpoint keys.
         ignored: glob patterns of checkpoint tensors that may stand unused.
-        part: (mp rank, mp size).
 
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape, or not finite.
     """
-    shapes = checkpoint.shapes()
-    wanted = {name: source(name) for name, _ in model.named_parameters()}
-    _check_keys(checkpoint.where, shapes, [key for one in wanted.values() for key in one.keys], tuple(ignored))
-    for name, parameter, transposed in _parameters(model):
-        _check_shape(checkpoint.where, shapes, wanted[name], parameter, transposed, part)
+    shapes, targets = checkpoint.shapes(), list(_targets(model, source))
+    _check_keys(checkpoint.where, shapes, [key for target in targets for key in target.keys], tuple(ignored))
+    for target in targets:
+        _check_shape(checkpoint.where, shapes, target)
     # The largest first: what their copies leave free takes all that follow, and the memory of the process stays whole.
-    for name, parameter, transposed in sorted(_parameters(model), key=lambda one: -math.prod(one[1].shape)):
-        parameter.set_value(_value(checkpoint, shapes, wanted[name], parameter, transposed, part))
+    for target in sorted(targets, key=lambda one: -math.prod(one.parameter.shape)):
+        target.parameter.set_value(_value(checkpoint, target))
 
 
-def _parameters(model: nn.Layer) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yields (name, parameter, whether it is stored transposed to the checkpoint's layout)."""
+def _targets(model: nn.Layer, source: Callable[[str], Source]) -> Iterator[_Target]:
     for path, layer in model.named_sublayers(include_self=True):
-        for name, parameter in layer._parameters.items():
-            if parameter is not None:
-                yield f"{path}.{name}".lstrip("."), parameter, isinstance(layer, Linear) and name == "weight"
+        for key, parameter in layer._parameters.items():
+            if parameter is None:
+                continue
+            keys = source(f"{path}.{key}".lstrip(".")).keys
+            if not isinstance(layer, Linear):
+                yield _Target(parameter, keys, tuple(map(whole, parameter.shape)))
+            elif key == "weight":
+                yield _Target(parameter, keys, (layer.outputs, layer.inputs), transposed=True)
+            else:
+                yield _Target(parameter, keys, (layer.outputs,), absent=not layer.inputs.first)
 
 
 def _check_keys(where: str, shapes: Mapping[str, Any], used: list[str], ignored: tuple[str, ...]) -> None:
@@ -94,39 +124,28 @@ def _count(what: str, names: list[str]) -> str:
     return what if len(names) == 1 else f"{what} (and {len(names) - 1} more)"
 
 
-def _check_shape(
-    where: str, shapes: Mapping[str, tuple[int, ...]], source: Source, parameter: Tensor, transposed: bool,
-    part: tuple[int, int],
-) -> None:  # fmt: skip
-    """Checks the whole shape in the file against this rank's parameter."""
-    want = list(reversed(parameter.shape)) if transposed else list(parameter.shape)
-    want[0] = want[0] * (part[1] if source.split == "column" else 1) // len(source.keys)
-    if source.split == "row":
-        want[1] *= part[1]
-    for key in source.keys:
-        if list(shapes[key]) != want:
-            raise CheckpointError(f"{where}: {key}", f"shape {list(shapes[key])}", f"shape {want}")
+def _check_shape(where: str, shapes: Mapping[str, tuple[int, ...]], target: _Target) -> None:
+    """Checks the whole shapes in the file."""
+    for key in target.keys:
+        if list(shapes[key]) != target.shape:
+            raise CheckpointError(f"{where}: {key}", f"shape {list(shapes[key])}", f"shape {target.shape}")
 
 
-def _index(split: Split, shape: tuple[int, ...], part: tuple[int, int]) -> tuple[slice, ...]:
-    """Returns this rank's part of a tensor of `shape` in torch's layout (outputs first)."""
-    if split not in ("column", "row") or part[1] == 1:
+def _index(shape: list[int], held: tuple[range, ...]) -> tuple[slice, ...]:
+    """Returns the slices that read these runs of a tensor of `shape`; none where that is all of it."""
+    if list(map(len, held)) == shape:
         return ()
-    axis = 0 if split == "column" else 1
-    size = shape[axis] // part[1]
-    return (slice(None),) * axis + (slice(part[0] * size, (part[0] + 1) * size),)
+    return tuple(slice(run.start, run.stop) for run in held)
 
 
-def _value(
-    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], source: Source, parameter: Tensor, transposed: bool,
-    part: tuple[int, int],
-) -> Tensor:  # fmt: skip
-    if source.split == "row_bias" and part[0] != 0:
+def _value(checkpoint: Checkpoint, target: _Target) -> Tensor:
+    parameter = target.parameter
+    if target.absent:
         return paddle.zeros(parameter.shape, dtype=parameter.dtype)
-    pieces = [_on_device(checkpoint.read(key, _index(source.split, shapes[key], part))) for key in source.keys]
+    pieces = [_on_device(checkpoint.read(key, index)) for key, index in target.parts()]
     value = pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=0)
     value = value.astype(parameter.dtype)
-    return value.t().contiguous() if transposed else value
+    return value.t().contiguous() if target.transposed else value
 
 
 def _on_device(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from safetensors.paddle import save_file
 
 from sd3par.errors import CheckpointError
 from sd3par.layers import LayerNorm, Linear
-from sd3par.plan import Source, same_name
+from sd3par.plan import Source, WeightPlan, same_name
 from sd3par.weights import fill
 from sd3par.weights.safetensors_file import SafetensorsFile
 from tests.arrays import weight
@@ -31,24 +31,23 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 
 class Block(nn.Layer):
-    """One mp rank's share of a small block."""
+    """The share of mp rank `rank` in a small block of 4 heads."""
 
-    def __init__(self, mp: int, dtype: str) -> None:
+    def __init__(self, rank: int, mp: int, dtype: str) -> None:
         super().__init__()
+        plan = WeightPlan(4, DIM // 4, mp, rank)
         self.norm = LayerNorm(DIM, 1e-6, dtype)
-        self.qkv = Linear(DIM, 3 * DIM // mp, dtype)
-        self.up = Linear(DIM, HIDDEN // mp, dtype)
-        self.down = Linear(HIDDEN // mp, DIM, dtype)
+        self.qkv = Linear(DIM, plan.qkv, dtype)
+        self.up = Linear(DIM, plan.share(HIDDEN), dtype)
+        self.down = Linear(plan.share(HIDDEN), DIM, dtype)
 
 
 def source(parameter: str) -> Source:
-    """The block's plan: column, then row."""
+    """Where the block's parameters come from."""
     layer, kind = parameter.split(".")
     if layer == "qkv":
-        return Source(tuple(f"attn.{part}.{kind}" for part in ("to_q", "to_k", "to_v")), "column")
-    if layer == "down":
-        return Source((parameter,), "row" if kind == "weight" else "row_bias")
-    return Source((parameter,), "column") if layer == "up" else same_name(parameter)
+        return Source(tuple(f"attn.{part}.{kind}" for part in ("to_q", "to_k", "to_v")))
+    return same_name(parameter)
 
 
 def checkpoint(folder: Path, dtype: str = "float32", shapes: dict[str, tuple[int, ...]] = SHAPES) -> SafetensorsFile:
@@ -67,9 +66,9 @@ def bits(tensor: paddle.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("mp", [1, 2, 4])
 def test_the_ranks_together_hold_the_checkpoint(tmp_path: Path, mp: int, dtype: str) -> None:
     file = checkpoint(tmp_path, dtype)
-    blocks = [Block(mp, dtype) for _ in range(mp)]
-    for rank, block in enumerate(blocks):
-        fill(block, file, source, part=(rank, mp))
+    blocks = [Block(rank, mp, dtype) for rank in range(mp)]
+    for block in blocks:
+        fill(block, file, source)
     stored = {name: bits(file.read(name)) for name in SHAPES}
     for part, name in enumerate(("to_q", "to_k", "to_v")):
         weights = [bits(block.qkv.weight).T.reshape(3, -1, DIM)[part] for block in blocks]
@@ -99,7 +98,7 @@ def test_a_rank_reads_its_bytes_alone(tmp_path: Path, mp: int, monkeypatch: pyte
         return part
 
     monkeypatch.setattr(file, "read", counted)
-    fill(Block(mp, "float32"), file, source, part=(mp - 1, mp))
+    fill(Block(mp - 1, mp, "float32"), file, source)
     for name, shape in SHAPES.items():
         if name == "down.bias":
             assert (name in sizes) == (mp == 1)  # rank 0 alone adds it
@@ -119,8 +118,8 @@ def test_a_rank_reads_its_bytes_alone(tmp_path: Path, mp: int, monkeypatch: pyte
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, object], words: str) -> None:
     shapes = {name: shape for name, shape in {**SHAPES, **change}.items() if shape is not None}
     with pytest.raises(CheckpointError, match=words):
-        fill(Block(2, "float32"), checkpoint(tmp_path, shapes=shapes), source, part=(0, 2))  # type: ignore[arg-type]
+        fill(Block(0, 2, "float32"), checkpoint(tmp_path, shapes=shapes), source)  # type: ignore[arg-type]
 
 
 def test_an_ignored_tensor_may_be_left_over(tmp_path: Path) -> None:
-    fill(Block(1, "float32"), checkpoint(tmp_path, shapes={**SHAPES, "ids": (3,)}), source, ignored=["id*"])
+    fill(Block(0, 1, "float32"), checkpoint(tmp_path, shapes={**SHAPES, "ids": (3,)}), source, ignored=["id*"])
