@@ -10,7 +10,7 @@ from paddle import Tensor
 
 from sd3par import device
 from sd3par.kernels.adaln import MAX_DIM, Modulation, Stream, adaln_reference, adaln_triton
-from sd3par.kernels.attention import MAX_HEAD_DIM, attention_reference, attention_triton
+from sd3par.kernels.attention import MAX_HEAD_DIM, Scattered, attention_reference, attention_triton
 from sd3par.kernels.attention_hopper import attention_hopper
 from sd3par.kernels.attention_hopper import fits as hopper_fits
 from sd3par.kernels.conv import (
@@ -38,8 +38,9 @@ from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import architecture, takes, why_not
 
 __all__ = [
-    "Modulation", "Stream", "adaln", "attention", "conv3x3", "fold", "gated_sum", "group_norm_silu", "guidance_euler",
-    "linear", "linear_gelu", "patch_embed", "split_heads", "upsample_conv3x3", "wants_channels_last", "why_not_triton",
+    "Modulation", "Scattered", "Stream", "adaln", "attention", "conv3x3", "fold", "gated_sum", "group_norm_silu",
+    "guidance_euler", "linear", "linear_gelu", "patch_embed", "split_heads", "upsample_conv3x3",
+    "wants_channels_last", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -73,11 +74,14 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return upsample_conv3x3_reference(x, weight, bias)
 
 
-def attention(segments: list[Tensor]) -> list[Tensor]:
-    """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both."""
+def attention(segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
+    """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both.
+
+    With `outs`, one for each segment, results are stored there and the list is empty.
+    """
     if takes(segments[0]) and segments[0].shape[-1] <= MAX_HEAD_DIM:
-        return (attention_hopper if hopper_fits(segments) else attention_triton)(segments)
-    return attention_reference(segments)
+        return (attention_hopper if hopper_fits(segments) else attention_triton)(segments, outs)
+    return attention_reference(segments, outs)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -32,8 +32,25 @@ TILES = {16: Tiles(128, 64, 4, 3), 32: Tiles(128, 64, 4, 3), 64: Tiles(64, 64, 4
          256: Tiles(64, 32, 8, 2)}  # fmt: skip
 
 
-def attention_reference(segments: list[Tensor]) -> list[Tensor]:
+class Scattered(NamedTuple):
+    """Where a segment's output goes instead of a tensor [R, T, heads * head_dim]: runs of tokens, a shard each.
+
+    Token t of row r goes to row r, token t % size of shard t // size; what a shard has besides is left alone.
+
+    addresses: [shards] int64 on the device, where the shard's first element for this rank's first head lies, in this
+    device's memory or mapped from another's; multiples of 16 if head_dim is one of 8. size: tokens of a shard.
+    row_stride and token_stride: of the shards, in elements of the segments' dtype.
+    """
+
+    addresses: Tensor
+    size: int
+    row_stride: int
+    token_stride: int
+
+
+def attention_reference(segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
     """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both."""
+    require(outs is None, "outs", "addresses", "None where Triton kernels do not run: nothing else writes to addresses")
     q, k, v = paddle.concat(segments, axis=1).unbind(2)  # [R, S, heads, head_dim]
     attend = F.scaled_dot_product_attention if q.place.is_cpu_place() else _written_out
     out, first = attend(q, k, v).flatten(2), segments[0].shape[1]
@@ -47,21 +64,42 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return paddle.matmul(F.softmax(scores, axis=-1), v).transpose([0, 2, 1, 3])
 
 
-def attention_triton(segments: list[Tensor], tiles: Tiles | None = None) -> list[Tensor]:
-    """The same in one kernel, in half precision; segments may have any strides but the last."""
+def attention_triton(
+    segments: list[Tensor], outs: list[Scattered] | None = None, tiles: Tiles | None = None
+) -> list[Tensor]:
+    """The same in one kernel, in half precision; segments may have any strides but the last. To `outs`, if given."""
     rows, heads, head_dim = check_segments(segments)
     width = max(16, next_power_of_2(head_dim))  # tl.dot multiplies no fewer than 16
     tiles = tiles or TILES[width]
-    outs = [empty([rows, x.shape[1], heads * head_dim], x) for x in segments]
+    made, targets = targets_of(segments, outs)
     first, second = segments[0], segments[-1]
     tokens = first.shape[1], second.shape[1] if len(segments) == 2 else 0
     blocks = sum(-(-count // tiles.queries) for count in tokens)
     launch(
-        _attention, (blocks, heads, rows), first, second, outs[0], outs[-1], *tokens, *first.strides[:4],
+        _attention, (blocks, heads, rows), first, second, targets[0], targets[-1], *tokens, *first.strides[:4],
         *second.strides[:4], HEAD_DIM=head_dim, WIDTH=width, QUERIES=tiles.queries, KEYS=tiles.keys,
         SCALE=LOG2_E * head_dim**-0.5, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-    return outs
+    return made
+
+
+def targets_of(
+    segments: list[Tensor], outs: list[Scattered] | None
+) -> tuple[list[Tensor], list[tuple[Tensor, int, int, int]]]:
+    """segments: [R, Ti, 3, heads, head_dim] each -> tensors [R, Ti, heads * head_dim] each, none with `outs`.
+
+    And of each segment what kernels store to: a tensor or addresses, tokens a shard, strides of rows and tokens.
+    """
+    if outs is None:
+        made = [empty([*x.shape[:2], x.shape[3] * x.shape[4]], x) for x in segments]
+        return made, [(x, x.shape[1], *x.strides[:2]) for x in made]
+    require(len(outs) == len(segments), "outs", f"a list of {len(outs)}", f"one for each of {len(segments)} segments")
+    for x, out in zip(segments, outs, strict=True):
+        shards, kind = out.addresses.shape, out.addresses.dtype
+        require(len(shards) == 1 and kind == paddle.int64, "outs", f"{shards} addresses of {kind}", "[shards] int64")
+        least = -(-x.shape[1] // shards[0]) if shards[0] else x.shape[1] + 1
+        require(out.size >= max(least, 1), "outs", f"size {out.size}", f"at least {least} of {x.shape[1]} tokens")
+    return [], [tuple(out) for out in outs]
 
 
 def check_segments(segments: list[Tensor]) -> tuple[int, int, int]:
@@ -142,8 +180,20 @@ def _segment(  # type: ignore[no-untyped-def]
 
 
 @jit
+def _places(target, row, token, tokens, POINTER: tl.constexpr, HEAD_DIM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Pointers to the first head of each `token` below `tokens` in a target of `targets_of`."""
+    base, size, row_stride, token_stride = target
+    if base.dtype.element_ty == tl.int64:
+        base = tl.load(base + token // size, mask=token < tokens, other=0).to(POINTER)
+        if HEAD_DIM % 8 == 0:
+            base = tl.multiple_of(base, [16, 16])
+        token %= size
+    return base + row * row_stride + token.to(tl.int64) * token_stride
+
+
+@jit
 def _attention(  # type: ignore[no-untyped-def]
-    first, second, first_out, second_out, first_tokens, second_tokens,
+    first, second, first_target, second_target, first_tokens, second_tokens,
     first_row_stride, first_token_stride, first_part_stride, first_head_stride,
     second_row_stride, second_token_stride, second_part_stride, second_head_stride,
     HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SCALE: tl.constexpr,
@@ -160,9 +210,9 @@ def _attention(  # type: ignore[no-untyped-def]
     second += row * second_row_stride + head.to(tl.int64) * second_head_stride
     first_blocks = tl.cdiv(first_tokens, QUERIES)
     if block < first_blocks:
-        base, out, tokens, stride, begin = first, first_out, first_tokens, first_token_stride, block * QUERIES
+        base, target, tokens, stride, begin = first, first_target, first_tokens, first_token_stride, block * QUERIES
     else:
-        base, out, tokens, stride = second, second_out, second_tokens, second_token_stride
+        base, target, tokens, stride = second, second_target, second_tokens, second_token_stride
         begin = (block - first_blocks) * QUERIES
     q = _tile(base + begin.to(tl.int64) * stride, begin, tokens, stride, QUERIES, HEAD_DIM, WIDTH, False)
     acc = tl.zeros([QUERIES, WIDTH], tl.float32)
@@ -177,9 +227,8 @@ def _attention(  # type: ignore[no-untyped-def]
         second_token_stride, HEAD_DIM, WIDTH, KEYS, SCALE,
     )  # fmt: skip
 
-    result = (acc / total[:, None]).to(out.dtype.element_ty)
+    result = (acc / total[:, None]).to(first.dtype.element_ty)
     token = begin + tl.arange(0, QUERIES)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
-    width = tl.num_programs(1) * HEAD_DIM
-    pointers = out + (row * tokens + token) * width + head * HEAD_DIM + column
+    pointers = _places(target, row, token, tokens, first.dtype, HEAD_DIM) + head * HEAD_DIM + column
     tl.store(pointers, result, mask=(token < tokens) & (column < HEAD_DIM))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor
 
-from sd3par.kernels.attention import LOG2_E, check_segments
+from sd3par.kernels.attention import LOG2_E, Scattered, check_segments, targets_of
 from sd3par.kernels.attention_hopper_kernel import _attention_hopper
 from sd3par.kernels.runtime import architecture, descriptor, empty, launch, processors
 
@@ -34,23 +34,24 @@ def _readable(x: Tensor) -> bool:
     return head_dim == HEAD_DIM and dense and aligned
 
 
-def attention_hopper(segments: list[Tensor]) -> list[Tensor]:
+def attention_hopper(segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
     """What `attention_triton` does, for segments that `fits`."""
     rows, heads, head_dim = check_segments(segments)
-    outs = [empty([rows, x.shape[1], heads * head_dim], x) for x in segments]
+    made, targets = targets_of(segments, outs)
     filled = [i for i, x in enumerate(segments) if x.shape[1]]  # TMA knows no empty tensors
     if not filled:
-        return outs
+        return made
     one, two = filled[0], filled[-1]
     tokens = segments[one].shape[1], segments[two].shape[1] if two != one else 0
     tiles = rows * heads * sum(-(-count // (_GROUPS * _GROUP)) for count in tokens)
     programs = min(tiles, processors())
     launch(
-        _attention_hopper, (programs,), _tokens_of(segments[one]), _tokens_of(segments[two]), outs[one], outs[two],
-        empty([programs, _GROUPS], outs[one], paddle.int32), *tokens, rows, heads, KEYS=_KEYS, STAGES=_STAGES,
-        ANCHORED=outs[one].dtype == paddle.bfloat16, REGISTERS=_REGISTERS, SCALE=LOG2_E * head_dim**-0.5, num_warps=4,
+        _attention_hopper, (programs,), _tokens_of(segments[one]), _tokens_of(segments[two]), targets[one],
+        targets[two], empty([programs, _GROUPS], segments[one], paddle.int32), *tokens, rows, heads, KEYS=_KEYS,
+        STAGES=_STAGES, ANCHORED=segments[one].dtype == paddle.bfloat16, REGISTERS=_REGISTERS,
+        SCALE=LOG2_E * head_dim**-0.5, num_warps=4,
     )  # fmt: skip
-    return outs
+    return made
 
 
 def _tokens_of(x: Tensor) -> object:

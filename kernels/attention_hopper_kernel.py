@@ -109,25 +109,25 @@ def _attend(  # type: ignore[no-untyped-def]
 
 @gluon_jit
 def _consume(  # type: ignore[no-untyped-def]
-    outs, work, failed, bufs, bars, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr
+    targets, work, failed, bufs, bars, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr
 ):
     """One warp group: 64 queries of every tile."""
     _, _, _, _, _, _, done = bars
     GROUPS: gl.constexpr = bufs[0].shape[0]
     zero = gl.to_tensor(0)
     rings, broken = _consume_tiles(
-        outs, work, gl.to_tensor(-1), bufs, bars, (zero, zero, zero, zero, zero), GROUP, SCALE, ANCHORED, ANCHORED
+        targets, work, gl.to_tensor(-1), bufs, bars, (zero, zero, zero, zero, zero), GROUP, SCALE, ANCHORED, ANCHORED
     )
     if ANCHORED:
         gl.store(failed + gl.program_id(0) * GROUPS + GROUP, broken)
         hopper.mbarrier.arrive(done.index(0))
         hopper.mbarrier.wait(done.index(0), 0)
-        _consume_tiles(outs, work, _again(failed, GROUPS), bufs, bars, rings, GROUP, SCALE, False, True)
+        _consume_tiles(targets, work, _again(failed, GROUPS), bufs, bars, rings, GROUP, SCALE, False, True)
 
 
 @gluon_jit
 def _consume_tiles(  # type: ignore[no-untyped-def]
-    outs, work, which, bufs, bars, rings, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr,
+    targets, work, which, bufs, bars, rings, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr,
     HELD: gl.constexpr,
 ):  # fmt: skip
     """The program's tiles that `which` holds; returns the rings and those of the tiles whose sums are not finite.
@@ -160,10 +160,11 @@ def _consume_tiles(  # type: ignore[no-untyped-def]
             if ANCHORED:
                 broken |= _unbounded(acc, total) << (count & 31)
             acc = acc / total[:, None]
+            result = acc.to(bufs[0].dtype)
             if in_first:
-                _store(outs[0], acc, row, begin, first_tokens, head, heads)
+                _store(targets[0], result, row, begin, first_tokens, head)
             else:
-                _store(outs[1], acc, row, begin, second_tokens, head, heads)
+                _store(targets[1], result, row, begin, second_tokens, head)
         count += 1
     return (k_index, k_phase, v_index, v_phase, q_phase), broken
 
@@ -177,12 +178,29 @@ def _unbounded(acc, total):  # type: ignore[no-untyped-def]
 
 
 @gluon_jit
-def _store(out, acc, row, begin, tokens, head, heads):  # type: ignore[no-untyped-def]
-    DIM: gl.constexpr = acc.shape[1]
-    token = begin + gl.arange(0, 64, layout=gl.SliceLayout(1, acc.type.layout))
-    column = gl.arange(0, DIM, layout=gl.SliceLayout(0, acc.type.layout))
-    place = (row.to(gl.int64) * tokens + token) * (heads * DIM) + head * DIM
-    gl.store(out + place[:, None] + column[None, :], acc.to(out.dtype.element_ty), mask=(token < tokens)[:, None])
+def _store(target, result, row, begin, tokens, head):  # type: ignore[no-untyped-def]
+    """Stores tokens begin .. begin + 64 of one head, those below `tokens`, to a target of `targets_of`.
+
+    For other devices 8 threads write a row's 128 bytes at once: as products leave them, they are in pieces of 16.
+    """
+    base, size, row_stride, token_stride = target
+    DIM: gl.constexpr = result.shape[1]
+    SCATTERED: gl.constexpr = base.dtype.element_ty == gl.int64
+    if SCATTERED:
+        ROWS: gl.constexpr = gl.DistributedLinearLayout(
+            [[0, 1], [0, 2], [0, 4], [4, 0], [8, 0]], [[0, 8], [0, 16], [0, 32], [1, 0], [2, 0]],
+            [[16, 0], [32, 0]], [], [64, 64],
+        )  # fmt: skip
+        result = gl.convert_layout(result, ROWS)
+    token = begin + gl.arange(0, 64, layout=gl.SliceLayout(1, result.type.layout))
+    column = gl.arange(0, DIM, layout=gl.SliceLayout(0, result.type.layout))
+    inside = token < tokens
+    if SCATTERED:
+        address = gl.load(base + token // size, mask=inside, other=0)
+        base = gl.multiple_of(address.to(gl.pointer_type(result.dtype)), [16])
+        token %= size
+    place = row.to(gl.int64) * row_stride + token.to(gl.int64) * token_stride + head * DIM
+    gl.store((base + place)[:, None] + column[None, :], result, mask=inside[:, None])
 
 
 @gluon_jit
@@ -195,7 +213,7 @@ def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):  # type: ignore[no-u
 
 @gluon_jit
 def _attention_hopper(  # type: ignore[no-untyped-def]
-    first, second, first_out, second_out, failed, first_tokens, second_tokens, rows, heads,
+    first, second, first_target, second_target, failed, first_tokens, second_tokens, rows, heads,
     KEYS: gl.constexpr, STAGES: gl.constexpr, ANCHORED: gl.constexpr, REGISTERS: gl.constexpr, SCALE: gl.constexpr,
 ):  # fmt: skip
     """Each program takes tiles of queries, each of one head and row, as long as there are any.
@@ -215,12 +233,12 @@ def _attention_hopper(  # type: ignore[no-untyped-def]
         _barriers(GROUPS, 1), _barriers(GROUPS, 1), _barriers(STAGES, 1), _barriers(STAGES, GROUPS),
         _barriers(STAGES, 1), _barriers(STAGES, GROUPS), _barriers(1, GROUPS),
     )  # fmt: skip
-    outs = (first_out, second_out)
+    targets = (first_target, second_target)
     work = (first_tokens, second_tokens, rows, heads)
     gl.warp_specialize(
         [
-            (_consume, (outs, work, failed, bufs, bars, 0, SCALE, ANCHORED)),
-            (_consume, (outs, work, failed, bufs, bars, 1, SCALE, ANCHORED)),
+            (_consume, (targets, work, failed, bufs, bars, 0, SCALE, ANCHORED)),
+            (_consume, (targets, work, failed, bufs, bars, 1, SCALE, ANCHORED)),
             (_produce, (first, second, work, failed, bufs, bars, ANCHORED)),
         ],
         [4, 1],

@@ -22,7 +22,7 @@ from triton.backends.nvidia.driver import CudaDriver
 
 from sd3par.kernels import runtime
 from sd3par.kernels.adaln import Stream, _adaln, adaln_triton
-from sd3par.kernels.attention import _attention, attention_triton
+from sd3par.kernels.attention import Scattered, _attention, attention_triton
 from sd3par.kernels.attention_hopper import attention_hopper
 from sd3par.kernels.attention_hopper_kernel import _attention_hopper
 from sd3par.kernels.conv import _conv3x3, conv3x3_triton, upsample_conv3x3_triton
@@ -53,12 +53,19 @@ def stub(capability: int, launches: list[tuple[int, ...]]) -> CudaDriver:
     return driver
 
 
+def scattered(segments: list[paddle.Tensor]) -> list[Scattered]:
+    """Returns for each segment, [R, Ti, 3, heads, head_dim], where half of a rank's outputs go, of a mesh of two."""
+    half = [-(-x.shape[1] // 2) for x in segments]
+    return [Scattered(paddle.zeros([2], dtype="int64"), size, size * 3072, 3072) for size in half]
+
+
 def call_all() -> None:
     """Calls every wrapper once with what the model gives it, in SD3-medium's shapes but fewer tokens."""
     half = "bfloat16"
     image, text = paddle.zeros([1, 77, 3, 24, 64], dtype=half), paddle.zeros([1, 333, 3, 24, 64], dtype=half)
     attention_triton([image, text])
     attention_triton([text])
+    attention_triton([image, text], scattered([image, text]))
     x = paddle.zeros([2, 37, 1536], dtype=half)
     shift, scale, gate, *_ = paddle.zeros([2, 6, 1536], dtype=half).unbind(1)
     context, once = paddle.zeros([2, 333, 1536], dtype=half), ((scale, shift),)
@@ -92,10 +99,11 @@ def assembled(ptx: str) -> str:
 
 
 def call_hopper() -> list[object]:
-    """Returns for each dtype: cubin bytes, shared memory bytes, what the assembler says."""
+    """Returns for each dtype, and tensors or addresses: cubin and shared memory bytes, what the assembler says."""
     for dtype in ("bfloat16", "float16"):
         image, text = paddle.zeros([1, 77, 3, 24, 64], dtype=dtype), paddle.zeros([1, 333, 3, 24, 64], dtype=dtype)
         attention_hopper([image, text])
+        attention_hopper([image, text], scattered([image, text]))
     made = _attention_hopper.device_caches[90][0].values()
     return [(len(one.asm["cubin"]), one.metadata.shared, assembled(one.asm["ptx"])) for one in made]
 

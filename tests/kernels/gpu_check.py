@@ -64,7 +64,7 @@ def sweep(device: Device) -> list[Row]:
     flops = 4 * rows * heads * sum(tokens) ** 2 * head_dim
     found = []
     for tiles in SWEEP:
-        us = time_us(lambda tiles=tiles: attention_triton(segments, tiles))
+        us = time_us(lambda tiles=tiles: attention_triton(segments, tiles=tiles))
         found.append(
             {"kernel": "attention", "tiles": list(tiles), "us": round(us, 1), "tflops": round(flops / us / 1e6)}
         )

@@ -20,7 +20,7 @@ import paddle  # noqa: E402
 from paddle import Tensor  # noqa: E402
 
 from sd3par.kernels.adaln import Stream, adaln_reference, adaln_triton  # noqa: E402
-from sd3par.kernels.attention import Tiles, attention_reference, attention_triton  # noqa: E402
+from sd3par.kernels.attention import Scattered, Tiles, attention_reference, attention_triton  # noqa: E402
 from sd3par.kernels.conv import Tiles as ConvTiles  # noqa: E402
 from sd3par.kernels.conv import (  # noqa: E402
     conv3x3_reference,
@@ -69,13 +69,41 @@ def attention_cases() -> Iterator[Case]:
         segments = [tensor(f"qkv {i} {name}", rows, count, 3, heads, head_dim) for i, count in enumerate(tokens)]
         want = attention_reference([wide(x) for x in segments])
         for poison in (float("nan"), 1e4):
-            got = attention_triton([inside(x, poison) for x in segments], SMALL)
+            got = attention_triton([inside(x, poison) for x in segments], tiles=SMALL)
             for part, (one, exact) in enumerate(zip(got, want, strict=True)):
                 yield f"{name} part {part} in {poison}", one, exact
     segments = [tensor(f"qkv long {count}", 1, count, 3, 1, 64) for count in (1024, 65)]
     both = zip(attention_triton(segments), attention_reference([wide(x) for x in segments]), strict=True)
     for count, (got, exact) in zip((1024, 65), both, strict=True):
         yield f"attention {count} of 1089 tokens, own tiles", got, exact
+
+
+def scattered_cases() -> Iterator[Case]:
+    """Shards that are some heads' columns of larger buffers, of which all else stays: sizes straddle query blocks."""
+    shapes = [(1, (37,), 2, 48, (37,)), (2, (70,), 2, 16, (23,)), (2, (37, 21), 2, 32, (40, 7)),
+              (1, (33, 1), 3, 64, (5, 1)), (2, (0, 45), 1, 8, (1, 16)), (1, (64, 32), 1, 16, (32, 31))]  # fmt: skip
+    for rows, tokens, heads, head_dim, sizes in shapes:
+        name = f"scattered attention ({rows}, {tokens}, {heads}, {head_dim}) by {sizes}"
+        segments = [tensor(f"qkv {i} {name}", rows, count, 3, heads, head_dim) for i, count in enumerate(tokens)]
+        want = attention_reference([wide(x) for x in segments])
+        width, before = heads * head_dim, 8
+        shards = [
+            [paddle.full([rows + 1, size + 2, width + 2 * before], 7.0) for _ in range(-(-count // size))]
+            for count, size in zip(tokens, sizes, strict=True)
+        ]
+        outs = []
+        for size, some in zip(sizes, shards, strict=True):
+            row_stride, token_stride = (size + 2) * (width + 2 * before), width + 2 * before
+            first = [x.data_ptr() + x.element_size() * (token_stride + before) for x in some]
+            outs.append(Scattered(paddle.to_tensor(first, dtype="int64"), size, row_stride, token_stride))
+        left = attention_triton([inside(x, float("nan")) for x in segments], outs, SMALL)
+        yield f"{name} returns nothing", paddle.ones([len(left)]), paddle.zeros([0])
+        for part, (exact, size, some) in enumerate(zip(want, sizes, shards, strict=True)):
+            for i, shard in enumerate(some):
+                whole = paddle.full(shard.shape, 7.0, dtype="float64")
+                held = exact[:, i * size : (i + 1) * size]
+                whole[:rows, 1 : 1 + held.shape[1], before : before + width] = held
+                yield f"{name} part {part} shard {i}", shard, whole
 
 
 def norm_cases() -> Iterator[Case]:
@@ -180,7 +208,7 @@ def conv_cases() -> Iterator[Case]:
 def main() -> None:
     paddle.set_device("cpu")
     errors = {"torch is loaded": float("torch" in sys.modules)}
-    every = (attention_cases, norm_cases, other_cases, patch_cases, group_norm_cases, conv_cases)
+    every = (attention_cases, scattered_cases, norm_cases, other_cases, patch_cases, group_norm_cases, conv_cases)
     for cases in (some() for some in every):
         for name, got, want in cases:
             error = (
