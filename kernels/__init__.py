@@ -9,7 +9,8 @@ from __future__ import annotations
 from paddle import Tensor
 
 from sd3par import device
-from sd3par.kernels.adaln import MAX_DIM, Modulation, Stream, adaln_reference, adaln_triton
+from sd3par.config import require
+from sd3par.kernels.adaln import MAX_DIM, Copies, Modulation, Stream, adaln_reference, adaln_triton
 from sd3par.kernels.attention import MAX_HEAD_DIM, Scattered, attention_reference, attention_triton
 from sd3par.kernels.attention_hopper import attention_hopper
 from sd3par.kernels.attention_hopper import fits as hopper_fits
@@ -26,21 +27,25 @@ from sd3par.kernels.group_norm_silu import fits as group_norm_fits
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
+    Product,
+    Rectangle,
     fuses,
     fuses_gelu,
     linear_fused,
     linear_gelu_fused,
     linear_gelu_reference,
     linear_reference,
+    linear_to,
 )
+from sd3par.kernels.meet import meet_triton
 from sd3par.kernels.patch_embed import MAX_FEATURES, patch_embed_reference, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import architecture, takes, why_not
 
 __all__ = [
-    "Modulation", "Scattered", "Stream", "adaln", "attention", "conv3x3", "fold", "gated_sum", "group_norm_silu",
-    "guidance_euler", "linear", "linear_gelu", "patch_embed", "split_heads", "upsample_conv3x3",
-    "wants_channels_last", "why_not_triton",
+    "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "adaln", "attention", "conv3x3", "fold",
+    "gated_sum", "gated_sum_to", "group_norm_silu", "guidance_euler", "linear", "linear_gelu", "linear_to", "meet",
+    "patch_embed", "split_heads", "upsample_conv3x3", "wants_channels_last", "why_no_peers", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -50,6 +55,19 @@ DESCRIPTORS = 90  # the architecture from which on GPUs have tensor descriptors
 def why_not_triton(kind: str | None = None) -> str:
     """Returns why the references run on a kind of device (None: the current one), "" where Triton kernels do."""
     return why_not(kind or device.current().split(":")[0])
+
+
+def why_no_peers(dtype: str) -> str:
+    """Returns why kernels for models of a dtype cannot store to other GPUs' memory here, "" where they can."""
+    kind = device.current().split(":")[0]
+    if kind != "nvgpu":
+        return f"{kind} has no products that are stored at an address"
+    return "only half precision has such kernels" if dtype == "float32" else why_not_triton()
+
+
+def meet(flags: Tensor, targets: Tensor) -> None:
+    """Waits on the device for other processes; flags: [n + 1] int32, targets: [n] int64 (meet.py)."""
+    meet_triton(flags, targets)
 
 
 def wants_channels_last(dtype: str) -> bool:
@@ -108,15 +126,16 @@ def patch_embed(latents: Tensor, weight: Tensor, bias: Tensor, positions: Tensor
     return patch_embed_reference(latents, weight, bias, positions, rows)
 
 
-def adaln(streams: list[Stream]) -> list[tuple[Tensor, ...]]:
+def adaln(streams: list[Stream], outs: list[list[Copies]] | None = None) -> list[tuple[Tensor, ...]]:
     """Adds its branch to each of one or two streams of R rows and D columns, and norms the sum.
 
-    Returns of each the new x, [R, T, D], and its norm by each of its modulations, [R, T, D]. Without a branch x itself
-    comes back.
+    Returns of each the new x, [R, T, D], and its norm by each of its modulations, [R, T, D]; with `outs`, one for each
+    norm, these are stored there instead. Without a branch x itself comes back.
     """
     x = streams[0].x
     if takes(x) and x.shape[-1] <= MAX_DIM:
-        return adaln_triton(streams)
+        return adaln_triton(streams, outs)
+    require(outs is None, "outs", "addresses", "None where Triton kernels do not run")
     return adaln_reference(streams)
 
 
@@ -126,8 +145,14 @@ def gated_sum(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor) -> Tensor:
     The result may lie in the memory of `x`, which is used up.
     """
     if takes(x) and x.shape[-1] <= MAX_DIM:
-        return gated_sum_triton(x, gate, x2, gate2)
+        gated_sum_triton(x, gate, x2, gate2, None)
+        return x
     return gated_sum_reference(x, gate, x2, gate2)
+
+
+def gated_sum_to(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor, out: Scattered) -> None:
+    """Stores what `gated_sum` gives to places in this GPU's memory or another's."""
+    gated_sum_triton(x, gate, x2, gate2, out)
 
 
 def split_heads(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None) -> Tensor:

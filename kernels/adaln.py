@@ -1,13 +1,16 @@
 """Layer norm without affine weights, modulated by a row's scale and shift (adaLN of DiT, arXiv 2212.09748).
 
 With the gated residual before it: the end of one branch and the start of the next are one pass over the tokens. The
-image and text tokens of a joint block are normed at the same places, by one launch.
+image and text tokens of a joint block are normed at the same places, by one launch. Where ranks split the tokens, the
+branch comes in parts, one from each of them, and the norm is stored to all of them: a reduce-scatter's sum and an
+all-gather's stores without either.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
@@ -25,9 +28,20 @@ class Stream(NamedTuple):
     """Tokens to norm, x: [R, T, D], after a branch was added to them."""
 
     x: Tensor
-    branch: Tensor | None  # [R, T, D]; None: nothing is added
+    branch: Tensor | None  # [R, T, D], or [parts, R, T, D] to be added up; None: nothing is added
     gate: Tensor | None  # [R, D]; None: the branch is gated already
     modulations: tuple[Modulation, ...]  # one or two
+
+
+class Copies(NamedTuple):
+    """Where norms go instead of a tensor [R, T, D]: to each of several places, token t of row r at the same one there.
+
+    addresses: [copies] int64 on the device, multiples of 16: where token 0 of row 0 goes, in this device's memory or
+    mapped from another's. row_stride: in elements; a row's tokens have no gaps.
+    """
+
+    addresses: Tensor
+    row_stride: int
 
 
 def chunks(dim: int) -> Chunks:
@@ -52,25 +66,47 @@ def _modulated(
     x: Tensor, branch: Tensor | None, gate: Tensor | None, modulations: tuple[Modulation, ...]
 ) -> tuple[Tensor, ...]:
     if branch is not None:
+        branch = branch.astype("float32").sum(0).astype(x.dtype) if branch.ndim == 4 else branch
         x = x + (branch if gate is None else gate.unsqueeze(1) * branch)
     normed = F.layer_norm(x, x.shape[-1], epsilon=EPSILON)
     return x, *(normed * (1.0 + scale).unsqueeze(1) + shift.unsqueeze(1) for scale, shift in modulations)
 
 
-def adaln_triton(streams: list[Stream]) -> list[tuple[Tensor, ...]]:
-    """The same in one kernel, in half precision; all may have any strides but the last."""
+def adaln_triton(streams: list[Stream], outs: list[list[Copies]] | None = None) -> list[tuple[Tensor, ...]]:
+    """The same in one kernel, in half precision; all may have any strides but the last.
+
+    outs: of each stream, where each of its norms goes; then x alone comes back of each.
+    """
     require(len(streams) in (1, 2), "streams", f"a list of {len(streams)}", "one or two")
     for stream in streams:
         _check(stream, streams[0].x)
     rows, _, dim = streams[0].x.shape
-    outs = [[empty(stream.x.shape, stream.x) for _ in stream.modulations] for stream in streams]
+    made, targets = _targets(streams, outs)
     sums = [stream.x if stream.branch is None else empty(stream.x.shape, stream.x) for stream in streams]
-    places = [_places(*one) for one in zip(streams, sums, outs, strict=True)]
+    places = [_places(*one) for one in zip(streams, sums, targets, strict=True)]
+    branch = streams[0].branch
     launch(
         _adaln, (sum(stream.x.shape[1] for stream in streams), rows), places[0], places[-1], CHUNKS=chunks(dim),
-        DIM=dim, LINE=LINE, EPSILON=EPSILON, num_warps=1,
+        DIM=dim, LINE=LINE, EPSILON=EPSILON, PARTS=1 if branch is None or branch.ndim == 3 else branch.shape[0],
+        COPIES=1 if outs is None else outs[0][0].addresses.shape[0], num_warps=1,
     )  # fmt: skip
-    return [(x, *norms) for x, norms in zip(sums, outs, strict=True)]
+    return [(x, *norms) for x, norms in zip(sums, made, strict=True)]
+
+
+def _targets(
+    streams: list[Stream], outs: list[list[Copies]] | None
+) -> tuple[list[list[Tensor]], list[list[tuple[Tensor, int]]]]:
+    """Returns new tensors of each stream's norms, none with `outs`, and what the kernel stores to."""
+    if outs is None:
+        made = [[empty(stream.x.shape, stream.x) for _ in stream.modulations] for stream in streams]
+        return made, [[(out, out.strides[0]) for out in stream] for stream in made]
+    counts, wanted = [len(one) for one in outs], [len(stream.modulations) for stream in streams]
+    require(counts == wanted, "outs", f"{counts} places", f"{wanted}, one for each norm")
+    first = outs[0][0].addresses
+    for one in (copies for stream in outs for copies in stream):
+        kind = f"{one.addresses.dtype} {one.addresses.shape}"
+        require(kind == f"{paddle.int64} {first.shape}", "outs", kind, f"{paddle.int64} {first.shape}, as the first")
+    return [[] for _ in streams], [list(map(tuple, stream)) for stream in outs]
 
 
 def _check(stream: Stream, first: Tensor) -> None:
@@ -85,7 +121,7 @@ def _check(stream: Stream, first: Tensor) -> None:
         check_like(x, [rows, dim], scale=scale, shift=shift, **vectors)
         check_last_axis(x=x, scale=scale, shift=shift, **vectors)
     if branch is not None:
-        check_like(x, x.shape, branch=branch)
+        check_like(x, [*branch.shape[:-3], *x.shape], branch=branch)
         check_last_axis(branch=branch)
 
 
@@ -111,6 +147,7 @@ class Places(NamedTuple):
     tokens: int
     x_row: int
     x_token: int
+    branch_part: int
     branch_row: int
     branch_token: int
     gate_row: int
@@ -118,16 +155,18 @@ class Places(NamedTuple):
     shift_row: int
     scale2_row: int
     shift2_row: int
+    out_row: int
+    out2_row: int
 
 
-def _places(stream: Stream, total: Tensor, outs: list[Tensor]) -> Places:
+def _places(stream: Stream, total: Tensor, targets: list[tuple[Tensor, int]]) -> Places:
     x, branch, gate, modulations = stream
     (scale, shift), (scale2, shift2) = modulations if len(modulations) == 2 else (*modulations, (None, None))
-    return Places(
-        x, branch, gate, scale, shift, scale2, shift2, total, outs[0], outs[1] if len(outs) == 2 else None, x.shape[1],
-        *x.strides[:2], *((0, 0) if branch is None else branch.strides[:2]),
-        *(0 if vector is None else vector.strides[0] for vector in (gate, scale, shift, scale2, shift2)),
-    )  # fmt: skip
+    (out, out_row), (out2, out2_row) = targets if len(targets) == 2 else (*targets, (None, 0))
+    part, row, token = (0, 0, 0) if branch is None else (0, *branch.strides)[-4:-1]
+    rows = [0 if vector is None else vector.strides[0] for vector in (gate, scale, shift, scale2, shift2)]
+    numbers = (x.shape[1], *x.strides[:2], part, row, token, *rows, out_row, out2_row)
+    return Places(x, branch, gate, scale, shift, scale2, shift2, total, out, out2, *numbers)
 
 
 @jit
@@ -167,6 +206,22 @@ def load_token(base: tl.tensor, CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: t
             parts = parts + (tl.load(base + column, mask=column < DIM, other=0.0),)  # type: ignore[assignment]
         else:
             parts = parts + (tl.load(base + column),)  # type: ignore[assignment]
+    return parts
+
+
+@jit
+def _load_sum(
+    base: tl.tensor, part_stride: tl.tensor, PARTS: tl.constexpr, CHUNKS: tl.constexpr, DIM: tl.constexpr,
+    LINE: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Returns what `load_token` does of a token's parts together, in fp32 where they are several."""
+    parts = load_token(base, CHUNKS, DIM, LINE)
+    for i in tl.static_range(1, PARTS):
+        more = load_token(base + i * part_stride, CHUNKS, DIM, LINE)
+        added = ()
+        for j in tl.static_range(len(CHUNKS)):
+            added = added + (parts[j].to(tl.float32) + more[j].to(tl.float32),)  # type: ignore[assignment]
+        parts = added
     return parts
 
 
@@ -214,8 +269,21 @@ def _norm(
 
 
 @jit
+def _bases(out: tl.tensor, place: tl.tensor, DTYPE: tl.constexpr, COPIES: tl.constexpr) -> tl.tuple:
+    """Returns where a token goes, `place` numbers from a tensor's begin or from each of several addresses."""
+    if out.dtype.element_ty == tl.int64:
+        bases = ()
+        for i in tl.static_range(COPIES):
+            base = tl.multiple_of(tl.load(out + i).to(tl.pointer_type(DTYPE)), 16)
+            bases = bases + (base + place,)  # type: ignore[assignment]
+    else:
+        bases = (out + place,)  # type: ignore[assignment]
+    return bases
+
+
+@jit
 def _store_modulated(
-    base: tl.tensor, parts: tl.tuple, scale: tl.tensor, shift: tl.tensor, CHUNKS: tl.constexpr, DIM: tl.constexpr,
+    bases: tl.tuple, parts: tl.tuple, scale: tl.tensor, shift: tl.tensor, CHUNKS: tl.constexpr, DIM: tl.constexpr,
     LINE: tl.constexpr,
 ) -> None:  # fmt: skip
     """Writes a norm * (1 + scale) + shift, both read here: registers are scarce, and the cache has them."""
@@ -223,39 +291,41 @@ def _store_modulated(
         column = columns(CHUNKS[i][0], CHUNKS[i][1], LINE)
         end = (CHUNKS[i][0] + CHUNKS[i][1]) * LINE
         part = parts[i] * (1.0 + load_vector(scale, column, end, DIM)) + load_vector(shift, column, end, DIM)
-        store_chunk(base, column, part, end, DIM)
+        for j in tl.static_range(len(bases)):
+            store_chunk(bases[j], column, part, end, DIM)
 
 
 @jit
 def _token(
     stream: Places, token: tl.tensor, CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr,
-    EPSILON: tl.constexpr,
+    EPSILON: tl.constexpr, PARTS: tl.constexpr, COPIES: tl.constexpr,
 ) -> None:  # fmt: skip
     """One token of a stream; the norm takes the sum before it is rounded. Results have no gaps."""
     row, token = tl.program_id(1).to(tl.int64), token.to(tl.int64)
-    place = (row * stream.tokens + token) * DIM
     parts = load_token(stream.x + row * stream.x_row + token * stream.x_token, CHUNKS, DIM, LINE)
     if stream.branch is not None:
         branch = stream.branch + row * stream.branch_row + token * stream.branch_token
-        added = load_token(branch, CHUNKS, DIM, LINE)
+        added = _load_sum(branch, stream.branch_part, PARTS, CHUNKS, DIM, LINE)
         gate = None if stream.gate is None else stream.gate + row * stream.gate_row
-        parts = _sum(parts, added, gate, stream.total + place, CHUNKS, DIM, LINE)
+        parts = _sum(parts, added, gate, stream.total + (row * stream.tokens + token) * DIM, CHUNKS, DIM, LINE)
     parts = _norm(parts, CHUNKS, DIM, LINE, EPSILON)
     scale, shift = stream.scale + row * stream.scale_row, stream.shift + row * stream.shift_row
-    _store_modulated(stream.out + place, parts, scale, shift, CHUNKS, DIM, LINE)
+    bases = _bases(stream.out, row * stream.out_row + token * DIM, stream.x.dtype.element_ty, COPIES)
+    _store_modulated(bases, parts, scale, shift, CHUNKS, DIM, LINE)
     if stream.out2 is not None:
         scale, shift = stream.scale2 + row * stream.scale2_row, stream.shift2 + row * stream.shift2_row
-        _store_modulated(stream.out2 + place, parts, scale, shift, CHUNKS, DIM, LINE)
+        bases = _bases(stream.out2, row * stream.out2_row + token * DIM, stream.x.dtype.element_ty, COPIES)
+        _store_modulated(bases, parts, scale, shift, CHUNKS, DIM, LINE)
 
 
 @jit
 def _adaln(  # type: ignore[no-untyped-def]
-    first, second, CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr,
-    EPSILON: tl.constexpr,
+    first, second, CHUNKS: tl.constexpr, DIM: tl.constexpr, LINE: tl.constexpr, EPSILON: tl.constexpr,
+    PARTS: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     """One program a token of the first stream or, behind these, of the second."""
     token = tl.program_id(0)
     if token < first.tokens:
-        _token(first, token, CHUNKS, DIM, LINE, EPSILON)
+        _token(first, token, CHUNKS, DIM, LINE, EPSILON, PARTS, COPIES)
     else:
-        _token(second, token - first.tokens, CHUNKS, DIM, LINE, EPSILON)
+        _token(second, token - first.tokens, CHUNKS, DIM, LINE, EPSILON, PARTS, COPIES)

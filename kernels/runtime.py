@@ -25,12 +25,13 @@ try:
     from triton.experimental import gluon
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.language.nvidia import hopper
+    from triton.language.extra.cuda import globaltimer
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # the references need none
-    triton = tl = gluon = gl = hopper = TensorDescriptor = None
+    triton = tl = gluon = gl = globaltimer = hopper = TensorDescriptor = None
 
 __all__ = [
-    "TESTED", "architecture", "check_last_axis", "check_like", "descriptor", "empty", "gl",
+    "TESTED", "architecture", "check_last_axis", "check_like", "descriptor", "empty", "gl", "globaltimer",
     "gluon_jit", "hopper", "jit", "kind_of", "launch", "next_power_of_2", "plain_descriptor", "processors", "takes",
     "tl", "why_not",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from sd3par.config import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, GenerationRequest
+from sd3par.config import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, TRANSPORTS, GenerationRequest
 from sd3par.launch.parser import OnlyOne, Parser, number, one_of, whole, whole_list
 
 DEFAULT_PROMPT, DEFAULT_MODEL = "a red circle on a blue background", "tiny"
@@ -100,6 +100,9 @@ def _mesh(group: Group, launched: bool) -> None:
     group.value("dp_size", "N", "share pictures, or the two halves of guidance, among N", whole, 1)
     group.value("mp_size", "N", "share weights and attention heads among N", whole, 1)
     group.value("sp_size", "N", "share tokens among N", whole, 1)
+    group.value("transport", "NAME", "how those of mp and sp hand each other what they compute: peer, by kernels that "
+                "store to the other GPU's memory; collective, by NCCL or gloo; auto is peer where it can be",
+                one_of(TRANSPORTS), "auto")  # fmt: skip
     group.value("device", "NAME", f"{', '.join(DEVICES)}; auto is the fastest there is", one_of(DEVICES), "auto")
     if not launched:
         group.value("devices", "I,J,...", "which GPUs, one for each process (default: the first ones)", whole_list)

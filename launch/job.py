@@ -39,7 +39,7 @@ class Job:
             ConfigError: flags out of range or against each other, or a prompts file that cannot be used.
         """
         _check_flags(options)
-        parallel = ParallelConfig(options.dp_size, options.mp_size, options.sp_size)
+        parallel = ParallelConfig(options.dp_size, options.mp_size, options.sp_size, options.transport)
         requests = tuple(_request(options, prompt) for prompt in _prompts(options))
         base = Path(f"sd3par-{options.seed}.png" if options.output is None else options.output)
         outputs = numbered(base, len(requests) * options.num_images_per_prompt)

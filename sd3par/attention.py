@@ -72,10 +72,6 @@ class JointAttention(Attention):
         """packed: [R, Tc, 3 * heads * head_dim] of one sp rank's heads -> [R, Tc, 3, heads, head_dim]."""
         return kernels.split_heads(packed, self.head_dim, _weight(self.norm_added_q), _weight(self.norm_added_k))
 
-    def context_out(self, c: Tensor) -> Tensor | None:
-        """c: [R, tc, heads * head_dim] -> this mp rank's part of the sum, [R, tc, D], or None in the last block."""
-        return None if self.to_add_out is None else self.to_add_out(c)
-
 
 def _weight(norm: RMSNorm | None) -> Tensor | None:
     return None if norm is None else norm.weight

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from sd3par.errors import ConfigError
 
 T = TypeVar("T")
+TRANSPORTS = ("auto", "peer", "collective")
 
 # Written into every config.json by save_pretrained of diffusers, transformers and ppdiffusers; not about the model.
 BOOKKEEPING = frozenset(
@@ -79,16 +80,22 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Sizes of the mesh: `dp` splits rows, `mp` splits weights, `sp` splits tokens; `world = dp * mp * sp`."""
+    """Sizes of the mesh: `dp` splits rows, `mp` splits weights, `sp` splits tokens; `world = dp * mp * sp`.
+
+    transport: how mp and sp ranks hand each other what they compute: "peer", kernels store to the other GPU's memory;
+    "collective", NCCL or gloo; "auto", peer where it can be.
+    """
 
     dp: int = 1
     mp: int = 1
     sp: int = 1
+    transport: str = "auto"
 
     def __post_init__(self) -> None:
         for name, value in (("dp_size", self.dp), ("mp_size", self.mp), ("sp_size", self.sp)):
             whole = isinstance(value, int) and not isinstance(value, bool)
             require(whole and 1 <= value <= 1024, name, value, "a whole number from 1 to 1024")
+        require(self.transport in TRANSPORTS, "transport", self.transport, " or ".join(TRANSPORTS))
 
     @property
     def world(self) -> int:

@@ -13,6 +13,8 @@ import weakref
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_void_p
 
 _MAJOR, _MINOR = 75, 76  # CUdevice_attribute of cuda.h
+_LAZY_PEER_ACCESS = 1  # CUipcMem_flags
+_HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
 
 
 @functools.cache
@@ -83,6 +85,29 @@ def synchronize(index: int) -> bool:
         return False
     _call("cuCtxSynchronize")
     return True
+
+
+class _Handle(ctypes.Structure):
+    """CUipcMemHandle, which is passed by value."""
+
+    _fields_ = (("bytes", ctypes.c_ubyte * _HANDLE_BYTES),)
+
+
+def export_memory(index: int, address: int) -> tuple[bytes, int]:
+    """Returns by what another process of this machine can map the allocation that holds `address`, and where in it."""
+    base, size, handle = c_size_t(), c_size_t(), _Handle()
+    _call("cuCtxSetCurrent", _context(index))
+    _call("cuMemGetAddressRange_v2", byref(base), byref(size), c_size_t(address))
+    _call("cuIpcGetMemHandle", byref(handle), base)
+    return bytes(handle.bytes), address - base.value
+
+
+def import_memory(index: int, handle: bytes) -> int:
+    """Returns the address at which another process's allocation is mapped from now on, for device `index`."""
+    base = c_size_t()
+    _call("cuCtxSetCurrent", _context(index))
+    _call("cuIpcOpenMemHandle_v2", byref(base), _Handle.from_buffer_copy(handle), ctypes.c_uint(_LAZY_PEER_ACCESS))
+    return base.value
 
 
 class Event:

@@ -35,7 +35,8 @@ class Mesh:
     """The processes that render together; `rank = (dp.rank * sp.size + sp.rank) * mp.size + mp.rank`.
 
     A value that is passed down. Every method is a collective: all processes of the axis call it, in the same order.
-    host: the address by which the other processes reach this one.
+    host: the address by which the other processes reach this one. transport: how a model's ranks hand each other what
+    they compute (`ParallelConfig`).
     """
 
     dp: Axis = Axis()
@@ -43,6 +44,7 @@ class Mesh:
     mp: Axis = Axis()
     world: Axis = Axis()
     host: str = "127.0.0.1"
+    transport: str = "auto"
 
     @classmethod
     def single(cls) -> Mesh:
@@ -187,6 +189,7 @@ def _connect(parallel: ParallelConfig, rank: int) -> Mesh:
             mp=Axis(parallel.mp, mp_rank, _group(mp_lists, world)),
             world=world,
             host=_host(),
+            transport=parallel.transport,
         )
         mesh._warm_up()
         return mesh

@@ -11,13 +11,15 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from sd3par import kernels
-from sd3par.attention import Attention, JointAttention, SequenceExchange, merge, pad
+from sd3par.attention import Attention, JointAttention, merge, pad
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.device import choose
 from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder, patchify, unpatchify
 from sd3par.layers import Linear
 from sd3par.mesh import Mesh
 from sd3par.plan import Tokens, WeightPlan, mmdit_source, tokens_for
+from sd3par.routes import Routes, routes_for
+from sd3par.sums import Branch, GatedBranches
 from sd3par.watchdog import Watchdog
 from sd3par.weights import Component, fill, open_transformer
 
@@ -26,7 +28,7 @@ class Residual(NamedTuple):
     """A stream of tokens x: [R, T, D] and a branch not yet added to it: the addition waits for the next norm."""
 
     x: Tensor
-    branch: Tensor | None = None  # [R, T, D]
+    branch: Tensor | None = None  # [R, T, D], or its parts, [mp, R, T, D]
     gate: Tensor | None = None  # [R, D], or None for a branch that is gated already
 
     def modulated(self, *modulations: kernels.Modulation) -> kernels.Stream:
@@ -55,9 +57,9 @@ class FeedForward(nn.Layer):
         self.up = Linear(dim, plan.share(4 * dim), dtype)
         self.down = Linear(plan.share(4 * dim), dim, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [R, T, D] -> this mp rank's part of the sum, [R, T, D]."""
-        return self.down(kernels.linear_gelu(x, self.up.weight, self.up.bias))
+    def branch(self, x: Tensor) -> Branch:
+        """x: [R, T, D] -> its second product, which is to be done and summed over mp."""
+        return Branch(kernels.linear_gelu(x, self.up.weight, self.up.bias), self.down)
 
 
 class Modulation(nn.Layer):
@@ -80,10 +82,10 @@ class JointBlock(nn.Layer):
     The last block has no text output. Two sums over mp, each of both streams in one buffer.
     """
 
-    def __init__(self, config: ModelConfig, index: int, mesh: Mesh, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, index: int, plan: WeightPlan, routes: Routes, dtype: str) -> None:
         super().__init__()
-        dim, norm, plan = config.dim, config.qk_norm is not None, plan_of(config, mesh)
-        self.mesh, self.exchange = mesh, SequenceExchange(mesh, plan)
+        dim, norm = config.dim, config.qk_norm is not None
+        self.exchange, self.sums = routes
         self.last = index == config.num_layers - 1
         dual = index in config.dual_attention_layers
         self.norm1 = Modulation(dim, 9 if dual else 6, plan, dtype)
@@ -96,61 +98,60 @@ class JointBlock(nn.Layer):
     def forward(
         self, image: Residual, context: Residual, mod: Tensor, mod_context: Tensor, layout: Layout
     ) -> tuple[Residual, Residual]:
-        """image: [R, ti, D], context: [R, tc, D], mod: [R, 6 or 9, D], mod_context: [R, 6 or 2, D] -> both streams."""
+        """image: [R, ti, D], context: [R, tc, D], mod: [R, 6 or 9, D], mod_context: [R, 6 or 2, D] -> both streams.
+
+        Under mp a rank may hold some of these tokens only, as `Sums.held` says.
+        """
         if self.last:  # AdaLayerNormContinuous: scale first
             scale_c, shift_c = mod_context.unbind(1)
         else:
             shift_c, scale_c, gate_c, shift_c2, scale_c2, gate_c2 = mod_context.unbind(1)
         shift, scale, gate, shift2, scale2, gate2, *dual = mod.unbind(1)
+        lengths = [layout.image.size, layout.context.size]
 
         text = context.modulated((scale_c, shift_c))
         if self.attn2 is None:
-            (residual, x), (residual_c, c) = kernels.adaln([image.modulated((scale, shift)), text])
-            x, c = self._reduce(*self._attend(x, c, layout))
+            (residual, x), (residual_c, c) = self.sums.norm([image.modulated((scale, shift)), text], lengths)
+            x, *rest = self._attend(x, c, layout)
             image = Residual(residual, x, gate)
         else:
             shift_d, scale_d, gate_d = dual
             both = image.modulated((scale, shift), (scale_d, shift_d))
-            (residual, x, x2), (residual_c, c) = kernels.adaln([both, text])
-            x, c = self._reduce(*self._attend_dual(self.attn2, x, x2, c, gate, gate_d, layout))
+            (residual, x, x2), (residual_c, c) = self.sums.norm([both, text], lengths)
+            x, *rest = self._attend_dual(self.attn2, x, x2, c, gate, gate_d, layout)
             image = Residual(residual, x)
 
         if self.ff_context is None:
-            ((residual, x),) = kernels.adaln([image.modulated((scale2, shift2))])
-            x, _ = self._reduce(self.ff(x), None)
+            ((residual, x),) = self.sums.norm([image.modulated((scale2, shift2))], lengths[:1])
+            (x,) = self.sums.add([self.ff.branch(x)])
             return Residual(residual, x, gate2), Residual(residual_c)
-        text = Residual(residual_c, c, gate_c).modulated((scale_c2, shift_c2))
-        (residual, x), (residual_c, c) = kernels.adaln([image.modulated((scale2, shift2)), text])
-        x, c = self._reduce(self.ff(x), self.ff_context(c))
+        text = Residual(residual_c, rest[0], gate_c).modulated((scale_c2, shift_c2))
+        (residual, x), (residual_c, c) = self.sums.norm([image.modulated((scale2, shift2)), text], lengths)
+        x, c = self.sums.add([self.ff.branch(x), self.ff_context.branch(c)])
         return Residual(residual, x, gate2), Residual(residual_c, c, gate_c2)
 
-    def _attend(self, x: Tensor, c: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
-        """x: [R, ti, D], c: [R, tc, D] -> this mp rank's parts of the sums, [R, ti, D] and [R, tc, D]."""
-        tokens = list(layout)
-        x, c = self.exchange.project([self.attn.project_image(x), self.attn.project_context(c)], tokens)
-        x, c = self.exchange.attend([[self.attn.heads_of_image(x), self.attn.heads_of_context(c)]], tokens)
-        return self.attn.to_out(x), self.attn.context_out(c)
+    def _attend(self, x: Tensor, c: Tensor, layout: Layout) -> list[Tensor]:
+        """x: [R, ti, D], c: [R, tc, D] -> sums over mp of the image's and, but in the last block, the text's."""
+        tokens, attn = list(layout), self.attn
+        x, c = self.exchange.project([attn.project_image(x), attn.project_context(c)], tokens)
+        x, c = self.exchange.attend([[attn.heads_of_image(x), attn.heads_of_context(c)]], tokens)
+        return self.sums.add([Branch(x, attn.to_out), *self._text(c)])
 
     def _attend_dual(
         self, attn2: Attention, x: Tensor, x2: Tensor, c: Tensor, gate: Tensor, gate2: Tensor, layout: Layout
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> list[Tensor]:
         """Both attentions of a dual block in one exchange; the image's parts come gated and added: one sum for both."""
-        tokens = [layout.image, layout.context, layout.image]
-        projections = [self.attn.project_image(x), self.attn.project_context(c), attn2.project_image(x2)]
+        tokens, attn = [layout.image, layout.context, layout.image], self.attn
+        projections = [attn.project_image(x), attn.project_context(c), attn2.project_image(x2)]
         x, c, x2 = self.exchange.project(projections, tokens)
-        joint = [self.attn.heads_of_image(x), self.attn.heads_of_context(c)]
+        joint = [attn.heads_of_image(x), attn.heads_of_context(c)]
         x, c, x2 = self.exchange.attend([joint, [attn2.heads_of_image(x2)]], tokens)
-        both = kernels.gated_sum(self.attn.to_out(x), gate, attn2.to_out(x2), gate2)
-        return both, self.attn.context_out(c)
+        both = GatedBranches(Branch(x, attn.to_out), gate, Branch(x2, attn2.to_out), gate2)
+        return self.sums.add([both, *self._text(c)])
 
-    def _reduce(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Sums both streams over mp, in one buffer."""
-        if self.mesh.mp.size == 1:
-            return x, c
-        if c is None:
-            return self.mesh.all_reduce(self.mesh.mp, x), None
-        both = self.mesh.all_reduce(self.mesh.mp, paddle.concat([x, c], axis=1))
-        return both[:, : x.shape[1]], both[:, x.shape[1] :]  # views
+    def _text(self, c: Tensor) -> list[Branch]:
+        """c: [R, tc, inner] -> the product that is the text's output; none in the last block."""
+        return [] if self.attn.to_add_out is None else [Branch(c, self.attn.to_add_out)]
 
 
 class Conditions(NamedTuple):
@@ -181,12 +182,15 @@ class MMDiT(nn.Layer):
     def __init__(self, config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> None:
         super().__init__()
         config.check_mesh(ParallelConfig(mesh.dp.size, mesh.mp.size, mesh.sp.size))
-        self.config, self.mesh, self.dtype = config, mesh, dtype
+        self.config, self.mesh, self.dtype, plan = config, mesh, dtype, plan_of(config, mesh)
+        self.routes = routes_for(mesh, plan, dtype)
         self.pos_embed = PatchEmbedder(config, dtype)
         self.time_text_embed = TimeTextEmbedder(config.dim, config.pooled_projection_dim, dtype)
         self.context_embedder = Linear(config.joint_attention_dim, config.dim, dtype)
-        self.transformer_blocks = nn.LayerList([JointBlock(config, i, mesh, dtype) for i in range(config.num_layers)])
-        self.norm_out = Modulation(config.dim, 2, plan_of(config, mesh), dtype)
+        self.transformer_blocks = nn.LayerList(
+            [JointBlock(config, i, plan, self.routes, dtype) for i in range(config.num_layers)]
+        )
+        self.norm_out = Modulation(config.dim, 2, plan, dtype)
         self.proj_out = Linear(config.dim, config.patch_size**2 * config.channels_out, dtype)
 
     @classmethod
@@ -265,15 +269,16 @@ class MMDiT(nn.Layer):
         latents: [B, ti, p * p * C], patches of this sp rank; the B images are repeated where the conditions hold 2B
         rows (unconditional, then conditional). Returns [R, ti, p * p * C], R the rows of the conditions.
         """
-        context = Residual(conditions.context)
-        image = Residual(self.pos_embed(latents, conditions.positions, conditions.context.shape[0]))
+        sums, layout = self.routes.sums, conditions.layout
+        context = Residual(sums.held(conditions.context))
+        image = Residual(sums.held(self.pos_embed(latents, conditions.positions, conditions.context.shape[0])))
         # Slices are views; Paddle's split copies (3.3.1).
         ends = accumulate(layer.count for layer in self.modulated_layers())
         mods = [conditions.modulations[index, :, start:end] for start, end in pairwise([0, *ends])]
         for i, block in enumerate(self.transformer_blocks):
-            image, context = block(image, context, mods[2 * i], mods[2 * i + 1], conditions.layout)
+            image, context = block(image, context, mods[2 * i], mods[2 * i + 1], layout)
         scale, shift = mods[-1].unbind(1)  # AdaLayerNormContinuous: scale first
-        ((_, x),) = kernels.adaln([image.modulated((scale, shift))])
+        ((_, x),) = sums.norm([image.modulated((scale, shift))], [layout.image.size], last=True)
         return self.proj_out(x)
 
     def forward(self, latents: Tensor, context: Tensor, pooled: Tensor, timestep: Tensor) -> Tensor:

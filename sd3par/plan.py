@@ -170,9 +170,14 @@ class Tokens:
     total: int
 
     @property
+    def length(self) -> int:
+        """How many tokens these are, without padding."""
+        return self.stop - self.start
+
+    @property
     def padding(self) -> int:
         """Number of padding tokens at the end of this rank's shard."""
-        return self.size - (self.stop - self.start)
+        return self.size - self.length
 
 
 def tokens_for(sp_rank: int, sp: int, total: int) -> Tokens:

@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.gpu.shapes import TEXT_TOKENS, TRANSFORMERS
 from benchmarks.record import Run
+from sd3par.config import TRANSPORTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("ops", "kernels", "bandwidth", "picture", "attention", "breakdown", "startup", "models")
@@ -84,6 +85,7 @@ def ours(model: str, folder: Path, sizes: dict[str, int], options: argparse.Name
     launcher = ["-m", "paddle.distributed.launch", "--devices", ",".join(map(str, range(world))),
                 "--log_dir", str(folder / "log"), "--log_level", "WARNING"]  # fmt: skip
     flags = [word for axis, size in sizes.items() for word in (f"--{axis}_size", str(size))]
+    flags += ["--transport", options.transport]
     script = str(ROOT / "benchmarks" / "gpu" / "ours.py")
     return [sys.executable, *(launcher if world > 1 else []), script, model, str(folder), *flags, *timing(options),
             "--engines", *options.engines]  # fmt: skip
@@ -201,6 +203,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--models", nargs="*", choices=TRANSFORMERS, default=["sd3-medium"])
     parser.add_argument("--meshes", nargs="*", type=mesh, default=[{}], help="one, dp2, mp2, dp2,sp4 ...")
+    parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="of mp and sp")
     parser.add_argument("--engines", nargs="*", choices=("eager", "graph"), default=["eager", "graph"])
     parser.add_argument(
         "--peers", nargs="*", default=["eager"], help="diffusers: eager, default, reduce-overhead, max-autotune"

@@ -66,7 +66,7 @@ def normed(*shapes: tuple[int, int, int], norms: int, gated: bool) -> Call:
 def gated(rows: int, tokens: int, dim: int) -> Call:
     """Returns the sum of two gated branches [rows, tokens, dim], in place."""
     x, x2, gates = normal(rows, tokens, dim), normal(rows, tokens, dim), normal(rows, 2, dim)
-    return partial(gated_sum_triton, x, gates[:, 0], x2, gates[:, 1])
+    return partial(gated_sum_triton, x, gates[:, 0], x2, gates[:, 1], None)
 
 
 def norm_cases() -> Iterator[Case]:

@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     for axis in ("dp", "mp", "sp"):
         parser.add_argument(f"--{axis}_size", type=int, default=1)
+    parser.add_argument("--transport", default="auto")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 512], help="pictures to time, in pixels")
     parser.add_argument("--images", type=int, nargs="*", default=[1], help="pictures a call")
     parser.add_argument("--steps", type=int, default=28)
@@ -113,12 +114,12 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=["eager"], help="eager, graph, or both")
     parser.add_argument("--no_parity", action="store_true", help="times alone")
     options = parser.parse_args()
-    parallel = ParallelConfig(dp=options.dp_size, mp=options.mp_size, sp=options.sp_size)
+    parallel = ParallelConfig(options.dp_size, options.mp_size, options.sp_size, options.transport)
     begin = time.perf_counter()
     pipe = SD3Pipeline.from_pretrained(options.folder, options.dtype, parallel, "eager")
     device.synchronize()
     row = {"who": "sd3par", "dp": parallel.dp, "mp": parallel.mp, "sp": parallel.sp, "world": parallel.world,
-           "dtype": pipe.transformer.dtype}  # fmt: skip
+           "transport": pipe.transformer.routes.transport, "dtype": pipe.transformer.dtype}  # fmt: skip
     load_s = time.perf_counter() - begin
     if not options.no_parity:
         with np.load(options.folder / "reference.npz") as reference:

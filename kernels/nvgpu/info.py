@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from ctypes import byref, c_char_p, c_int, c_long, c_size_t
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,24 +42,25 @@ def loaded() -> Path | None:
 def versions() -> tuple[int, int]:
     """Returns the CUDA versions of the plug-in's runtime and of the driver, as 13000 for 13.0; 0 is no driver."""
     runtime, driver = c_int(), c_int()
-    _call("nvgpu_versions", byref(runtime), byref(driver))
+    call("nvgpu_versions", byref(runtime), byref(driver))
     return runtime.value, driver.value
 
 
 def can_access(device: int, peer: int) -> bool:
     """Returns whether `device` can read and write the memory of `peer` directly."""
     can = c_int()
-    _call("nvgpu_p2p", c_int(device), c_int(peer), byref(can))
+    call("nvgpu_p2p", c_int(device), c_int(peer), byref(can))
     return bool(can.value)
 
 
 def library(name: str) -> Library:
     """Opens one of `LIBRARIES`, if it can be; never fails for that."""
     version, why = c_long(), ctypes.create_string_buffer(_TEXT)
-    _call("nvgpu_library", c_char_p(name.encode()), byref(version), why, c_size_t(_TEXT))
+    call("nvgpu_library", c_char_p(name.encode()), byref(version), why, c_size_t(_TEXT))
     return Library(name, version.value, why.value.decode(errors="replace"))
 
 
+@functools.cache
 def _plugin() -> ctypes.CDLL:
     file = loaded()
     if file is None:
@@ -66,6 +68,11 @@ def _plugin() -> ctypes.CDLL:
     return ctypes.CDLL(str(file), mode=_RTLD_NOLOAD)
 
 
-def _call(name: str, *arguments: object) -> None:
+def call(name: str, *arguments: object) -> None:
+    """Calls a function of the plug-in's C interface.
+
+    Raises:
+        PluginError: no plug-in is loaded, or the function did not return 0.
+    """
     if getattr(_plugin(), name)(*arguments) != 0:
         raise PluginError(f"{name} failed: see the line above")

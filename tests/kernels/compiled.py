@@ -72,7 +72,7 @@ def call_all() -> None:
     adaln_triton([Stream(x, None, None, once), Stream(context, None, None, once)])
     adaln_triton([Stream(x, x, gate, once), Stream(context, context, gate, once)])
     adaln_triton([Stream(x, x, None, ((scale, shift), (shift, scale)))])
-    gated_sum_triton(x, gate, x, scale)
+    gated_sum_triton(x, gate, x, scale, None)
     norms = paddle.zeros([2, 64], dtype=half)
     split_heads_triton(paddle.zeros([1, 37, 4608], dtype=half), 64, norms[0], norms[1])
     latents, delta = paddle.zeros([1, 37, 64]), paddle.zeros([3])[1]

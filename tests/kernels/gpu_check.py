@@ -14,11 +14,11 @@ import paddle
 from paddle import Tensor
 
 from sd3par.device import CapturedGraph, Device, Event
-from sd3par.kernels import attention
+from sd3par.kernels import attention, gated_sum
 from sd3par.kernels.adaln import Stream, adaln_reference, adaln_triton
 from sd3par.kernels.attention import Tiles, attention_reference, attention_triton
 from sd3par.kernels.attention_hopper import attention_hopper, fits
-from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton
+from sd3par.kernels.gated_sum import gated_sum_reference
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
@@ -142,7 +142,7 @@ def _norms(dtype: str, rows: int, tokens: int, dim: int) -> Iterator[Row]:
         )  # fmt: skip
     yield _row(
         "gated_sum", name, dtype, gate64 * x64 + scale64 * branch64,
-        lambda: gated_sum_triton(x.clone(), gate, branch, scale), lambda: gated_sum_reference(x, gate, branch, scale),
+        lambda: gated_sum(x.clone(), gate, branch, scale), lambda: gated_sum_reference(x, gate, branch, scale),
         host,
     )  # fmt: skip
 

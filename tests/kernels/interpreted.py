@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 from paddle import Tensor  # noqa: E402
 
-from sd3par.kernels.adaln import Stream, adaln_reference, adaln_triton  # noqa: E402
+from sd3par.kernels.adaln import Copies, Stream, adaln_reference, adaln_triton  # noqa: E402
 from sd3par.kernels.attention import Scattered, Tiles, attention_reference, attention_triton  # noqa: E402
 from sd3par.kernels.conv import Tiles as ConvTiles  # noqa: E402
 from sd3par.kernels.conv import (  # noqa: E402
@@ -32,6 +32,7 @@ from sd3par.kernels.conv import (  # noqa: E402
 from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton  # noqa: E402
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton  # noqa: E402
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton  # noqa: E402
+from sd3par.kernels.meet import meet_triton  # noqa: E402
 from sd3par.kernels.patch_embed import Tile, patch_embed_reference, patch_embed_triton  # noqa: E402
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton  # noqa: E402
 from tests.arrays import array  # noqa: E402
@@ -126,16 +127,67 @@ def norm_cases() -> Iterator[Case]:
             yield from stream_cases(f"adaln {name} {case} and text", [stream, text])
         yield from stream_cases(f"adaln {name} bare and bare", [streams["bare"], text._replace(branch=None, gate=None)])
         want = gated_sum_reference(*map(wide, (view, gate, branch, scale)))
-        yield f"gated_sum {name}", gated_sum_triton(view, gate, branch, scale), want
+        gated_sum_triton(view, gate, branch, scale, None)
         yield f"gated_sum {name}, in place", view, want
 
 
-def stream_cases(name: str, streams: list[Stream]) -> Iterator[Case]:
-    exact = [
+def shared_norm_cases() -> Iterator[Case]:
+    """Branches in parts; norms and gated sums that go to places in larger buffers, of which all else stays."""
+    for rows, tokens, dim, parts in [(2, 3, 48, 2), (1, 2, 1536, 3)]:
+        name = f"shared ({rows}, {tokens}, {dim}, {parts})"
+        x, c = tensor(f"x {name}", rows, tokens, dim), tensor(f"c {name}", rows, 1, dim)
+        shift, scale, gate, gate2 = tensor(f"mod {name}", rows, 4, dim).unbind(1)
+        branches = [tensor(f"branch {name} {one.shape[1]}", parts, *one.shape) for one in (x, c)]
+        streams = [
+            Stream(x, inside(branches[0], float("nan")), gate, ((scale, shift), (gate, scale))),
+            Stream(c, branches[1], gate2, ((shift, scale),)),
+        ]
+        want = adaln_reference(exact_of(streams))
+        whole, before = tokens + 4, 2 * dim
+        rooms = [[paddle.full([rows, whole, dim], 7.0) for _ in range(parts)] for _ in range(3)]
+        copies = [Copies(places_of(room, before), whole * dim) for room in rooms]
+        sums = adaln_triton(streams, [copies[:2], copies[2:]])
+        exact = [want[0][1], want[0][2], want[1][1]]
+        for which, (room, norm) in enumerate(zip(rooms, exact, strict=True)):
+            filled = paddle.full([rows, whole, dim], 7.0, dtype="float64")
+            filled[:, 2 : 2 + norm.shape[1]] = norm
+            for copy, one in enumerate(room):
+                yield f"{name} norm {which} copy {copy}", one, filled
+        for which, (got, expected) in enumerate(zip(sums, want, strict=True)):
+            yield f"{name} sum {which}", got[0], expected[0]
+        shards = [paddle.full([rows, 2, dim], 7.0) for _ in range(2)]
+        gated_sum_triton(x, gate, x + 1.0, gate2, Scattered(places_of(shards, 0), 2, 2 * dim, dim))
+        added = gated_sum_reference(*map(wide, (x, gate, x + 1.0, gate2)))
+        yield f"{name} gated sum", paddle.concat(shards, axis=1)[:, :tokens], added
+
+
+def places_of(buffers: list[paddle.Tensor], numbers: int) -> paddle.Tensor:
+    """Returns the addresses, [n] int64, of number `numbers` of each buffer."""
+    return paddle.to_tensor([x.data_ptr() + numbers * x.element_size() for x in buffers], dtype="int64")
+
+
+def meeting_cases() -> Iterator[Case]:
+    """Process 1 of 3: the others were here once, and the second time; it tells all three."""
+    told = paddle.zeros([3], dtype="int32")
+    flags = paddle.to_tensor([1, 0, 2, 0], dtype="int32")
+    targets = paddle.to_tensor([told.data_ptr(), flags.data_ptr() + 4, told.data_ptr() + 8], dtype="int64")
+    for turn in (1, 2):
+        flags[0] = turn
+        meet_triton(flags, targets, limited=False)
+        yield f"meeting {turn}, own flags", flags, paddle.to_tensor([turn, turn, 2, turn])
+        yield f"meeting {turn}, others' flags", told, paddle.to_tensor([turn, 0, turn])
+
+
+def exact_of(streams: list[Stream]) -> list[Stream]:
+    """Returns the same streams in fp64."""
+    return [
         Stream(*map(wide, stream[:3]), tuple((wide(scale), wide(shift)) for scale, shift in stream.modulations))
         for stream in streams
     ]
-    for which, (got, want) in enumerate(zip(adaln_triton(streams), adaln_reference(exact), strict=True)):
+
+
+def stream_cases(name: str, streams: list[Stream]) -> Iterator[Case]:
+    for which, (got, want) in enumerate(zip(adaln_triton(streams), adaln_reference(exact_of(streams)), strict=True)):
         for part, (one, other) in enumerate(zip(got, want, strict=True)):
             yield f"{name}, stream {which} part {part}", one, other
 
@@ -208,7 +260,17 @@ def conv_cases() -> Iterator[Case]:
 def main() -> None:
     paddle.set_device("cpu")
     errors = {"torch is loaded": float("torch" in sys.modules)}
-    every = (attention_cases, scattered_cases, norm_cases, other_cases, patch_cases, group_norm_cases, conv_cases)
+    every = (
+        attention_cases,
+        scattered_cases,
+        norm_cases,
+        shared_norm_cases,
+        meeting_cases,
+        other_cases,
+        patch_cases,
+        group_norm_cases,
+        conv_cases,
+    )
     for cases in (some() for some in every):
         for name, got, want in cases:
             error = (

@@ -186,7 +186,7 @@ BAD = {
     "adaln of three streams": (lambda: adaln_triton([Stream(TOKENS, None, None, ((MOD, MOD),))] * 3), "streams"),
     "adaln of streams of other rows": (lambda: adaln_triton([Stream(TOKENS, None, None, ((MOD, MOD),)),
                                                              Stream(zeros(2, 3, 8), None, None, ((MOD, MOD),))]), "x"),
-    "gated_sum with another gate": (lambda: gated_sum_triton(PLACES[None], MOD, PLACES[None], WEIGHT), "gate2"),
+    "gated_sum with another gate": (lambda: gated_sum_triton(PLACES[None], MOD, PLACES[None], WEIGHT, None), "gate2"),
     "split_heads of a width that does not divide": (lambda: split_heads_triton(zeros(1, 2, 25), 8, WEIGHT, WEIGHT),
                                                     "packed"),
     "split_heads with another weight": (lambda: split_heads_triton(zeros(1, 2, 24), 8, WEIGHT, MOD), "norm_k"),

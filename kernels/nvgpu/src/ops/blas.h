@@ -10,6 +10,7 @@ struct GemmShape {
   int64_t m = 0, n = 0, k = 0;
   bool transpose_x = false, transpose_y = false;  // x[i] is stored k x m, y[i] is stored n x k
   int64_t batch = 1, stride_x = 0, stride_y = 0, stride_out = 0;
+  int64_t pitch_x = 0, pitch_y = 0, pitch_out = 0;  // elements from row to row as stored, 0: no gaps; GemmBias only
 };
 
 // out = alpha * op(x) op(y) + beta * out, where out is not read if beta is 0; m, n, k and batch are not 0.

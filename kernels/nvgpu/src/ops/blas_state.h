@@ -31,9 +31,9 @@ struct LtPlan {
   bool found = false;
 };
 
-// dtype * kKindsOfDtype + transposes and epilogue; m, n, k; alignments of y, x and out in bytes.
+// dtype * kKindsOfDtype + transposes and epilogue; m, n, k; alignments of y, x and out in bytes; their pitches.
 constexpr int kKindsOfDtype = 16;
-using LtKey = std::tuple<int, int64_t, int64_t, int64_t, uint32_t, uint32_t, uint32_t>;
+using LtKey = std::tuple<int, int64_t, int64_t, int64_t, uint32_t, uint32_t, uint32_t, int64_t, int64_t, int64_t>;
 
 // One per device and stream: work on one stream is in order, so its workspace serves one kernel at a time.
 // Never destroyed: at process exit the driver may be gone before us.

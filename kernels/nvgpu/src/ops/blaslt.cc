@@ -29,9 +29,10 @@ void Set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribut
             "cublasLtMatmulDescSetAttribute");
 }
 
-cublasLtMatrixLayout_t Layout(cudaDataType_t type, int64_t rows, int64_t columns) {
+// Column-major, pitch 0 for no gaps.
+cublasLtMatrixLayout_t Layout(cudaDataType_t type, int64_t rows, int64_t columns, int64_t pitch) {
   cublasLtMatrixLayout_t layout = nullptr;
-  CheckBlas(LAZY(CublasLt, cublasLtMatrixLayoutCreate)(&layout, type, rows, columns, rows),
+  CheckBlas(LAZY(CublasLt, cublasLtMatrixLayoutCreate)(&layout, type, rows, columns, pitch == 0 ? rows : pitch),
             "cublasLtMatrixLayoutCreate");
   return layout;
 }
@@ -44,9 +45,9 @@ void Describe(LtPlan* plan, cudaDataType_t type, const GemmShape& s, Epilogue ep
   Set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_x ? CUBLAS_OP_T : CUBLAS_OP_N);
   Set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, LtEpilogue(epilogue));
   Set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type);
-  plan->a = s.transpose_y ? Layout(type, s.k, s.n) : Layout(type, s.n, s.k);
-  plan->b = s.transpose_x ? Layout(type, s.m, s.k) : Layout(type, s.k, s.m);
-  plan->out = Layout(type, s.n, s.m);
+  plan->a = s.transpose_y ? Layout(type, s.k, s.n, s.pitch_y) : Layout(type, s.n, s.k, s.pitch_y);
+  plan->b = s.transpose_x ? Layout(type, s.m, s.k, s.pitch_x) : Layout(type, s.k, s.m, s.pitch_x);
+  plan->out = Layout(type, s.n, s.m, s.pitch_out);
 }
 
 // Described, its algorithm not chosen yet, if `fresh`.
@@ -66,7 +67,8 @@ LtKey KeyOf(Dtype dtype, const GemmShape& s, Epilogue epilogue, const void* x, c
             const void* out) {
   int kind = static_cast<int>(dtype) * kKindsOfDtype + static_cast<int>(epilogue) * 4 + s.transpose_x * 2 + s.transpose_y;
   // The bias is read with vectors as wide as those that the result is written with.
-  return {kind, s.m, s.n, s.k, Alignment(y), Alignment(x), std::min(Alignment(out), Alignment(bias))};
+  return {kind, s.m, s.n, s.k, Alignment(y), Alignment(x), std::min(Alignment(out), Alignment(bias)),
+          s.pitch_y, s.pitch_x, s.pitch_out};
 }
 
 }  // namespace

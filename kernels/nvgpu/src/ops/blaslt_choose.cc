@@ -197,9 +197,9 @@ const std::string& Card(Choices* choices) {
 
 // Equal products on cards of the same name have the same text, in every process.
 std::string Text(Choices* choices, const LtKey& key) {
-  auto [kind, m, n, k, y, x, out] = key;
+  auto [kind, m, n, k, y, x, out, pitch_y, pitch_x, pitch_out] = key;
   std::string text = Card(choices) + " " + std::to_string(LAZY(CublasLt, cublasLtGetVersion)()) + " kind";
-  for (int64_t number : {int64_t(kind), m, n, k, int64_t(y), int64_t(x), int64_t(out)})
+  for (int64_t number : {int64_t(kind), m, n, k, int64_t(y), int64_t(x), int64_t(out), pitch_y, pitch_x, pitch_out})
     text += " " + std::to_string(number);
   std::replace(text.begin(), text.end(), '|', ' ');
   return text;

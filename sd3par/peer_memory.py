@@ -1,0 +1,136 @@
+"""Memory that the processes of an axis map into each other: one's kernels store where another's read (CUDA IPC).
+
+Nothing here waits for a peer but `Meeting.__call__`, on the device.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from sd3par import cuda_driver, device, kernels
+from sd3par.errors import shorten
+from sd3par.mesh import Axis, Mesh
+
+ALIGNED = 128  # elements: where a tensor of shared memory begins, for the widest loads
+log = logging.getLogger(__name__)
+
+
+class Shared(NamedTuple):
+    """A tensor of one shape on each process of an axis.
+
+    own: [...], this process's; addresses: where each process's first number lies, mapped into this one.
+    """
+
+    own: Tensor
+    addresses: tuple[int, ...]
+
+
+def share(mesh: Mesh, axis: Axis, count: int, dtype: str) -> Shared:
+    """Returns `count` zeros, [count], on each process of the axis: a collective of the whole mesh.
+
+    Raises:
+        RuntimeError: a process cannot map another's, on all processes.
+    """
+    own, error = paddle.zeros([count], dtype=dtype), ""
+    device.synchronize()
+    index = device.current_index()
+    addresses: list[int] = []
+    try:
+        handle, offset = cuda_driver.export_memory(index, own.data_ptr())
+    except (OSError, RuntimeError) as problem:
+        handle, offset, error = bytes(64), 0, str(problem)
+    mine = np.frombuffer(handle + offset.to_bytes(8, "little"), dtype="int32").copy()
+    every = mesh.all_gather(axis, paddle.to_tensor(mine)).numpy()
+    for rank, card in enumerate(every):
+        try:
+            raw = card.tobytes()
+            base = 0 if rank == axis.rank or error else cuda_driver.import_memory(index, raw[:64])
+            addresses.append(base + int.from_bytes(raw[64:], "little"))
+        except (OSError, RuntimeError) as problem:
+            error = str(problem)
+    if mesh.any(bool(error)):
+        raise RuntimeError(error or "another process cannot map the others' memory")
+    addresses[axis.rank] = own.data_ptr()
+    return Shared(own, tuple(addresses))
+
+
+class SharedPool:
+    """Shared memory for tensors that live from one meeting to the next: all are laid over the same bytes.
+
+    It grows where a request needs more. What was handed out stays mapped, since a recorded step may use it.
+    """
+
+    def __init__(self, mesh: Mesh, axis: Axis, dtype: str) -> None:
+        self.mesh, self.axis, self.dtype = mesh, axis, dtype
+        self._held: list[Shared] = []  # the largest last
+
+    def tensors(self, shapes: list[list[int]], sizes: list[int]) -> list[Shared]:
+        """Returns tensors of these shapes, [...] each, side by side; sizes: numbers set aside for each, on all ranks.
+
+        A collective of the whole mesh where it must grow; sizes are the same on all ranks, shapes need not be.
+        """
+        starts = np.cumsum([0, *(-(-size // ALIGNED) * ALIGNED for size in sizes)])
+        if not self._held or starts[-1] > self._held[-1].own.shape[0]:
+            self._held.append(share(self.mesh, self.axis, int(starts[-1]), self.dtype))
+        own, addresses = self._held[-1]
+        made = []
+        for shape, start in zip(shapes, starts.tolist(), strict=False):
+            view = own[start : start + int(np.prod(shape))].reshape(shape)
+            offset = start * own.element_size()
+            if view.data_ptr() != own.data_ptr() + offset:
+                raise RuntimeError("Paddle copied a slice of shared memory, which peers do not know")
+            made.append(Shared(view, tuple(address + offset for address in addresses)))
+        return made
+
+
+class Meeting:
+    """Where the processes of an axis wait for each other on the device: all that one stored before, all see behind it.
+
+    Args:
+        mesh, axis: who meets; making one is a collective of the whole mesh.
+
+    Raises:
+        RuntimeError: a process cannot map another's memory.
+    """
+
+    def __init__(self, mesh: Mesh, axis: Axis) -> None:
+        self._flags = share(mesh, axis, axis.size + 1, "int32")  # one of each process, and how often this one was here
+        targets = [address + 4 * axis.rank for address in self._flags.addresses]
+        self._targets = addresses_on_device(targets)
+
+    def __call__(self) -> None:
+        """Waits on the device's stream; the host goes on."""
+        kernels.meet(self._flags.own, self._targets)
+
+
+def addresses_on_device(addresses: list[int]) -> Tensor:
+    """Returns addresses as kernels take them, [n] int64."""
+    return paddle.to_tensor(addresses, dtype="int64")
+
+
+def why_not(mesh: Mesh, dtype: str) -> str:
+    """Returns why these processes do not write into each other's memory, "" where they can; collective."""
+    reason = kernels.why_no_peers(dtype)
+    if device.current() == "cpu":
+        return reason
+    where = zlib.crc32(socket.gethostname().encode())
+    hosts = mesh.all_gather(mesh.world, paddle.to_tensor([where], dtype="int64")).numpy()
+    if (hosts != where).any():
+        reason = "the processes are on several machines"
+    if mesh.any(bool(reason)):
+        return reason or "another process cannot"
+    try:
+        for axis in (mesh.mp, mesh.sp):
+            if axis.size > 1:
+                Meeting(mesh, axis)()
+        device.synchronize()
+    except RuntimeError as error:
+        return shorten(str(error), 200)
+    return ""

@@ -1,0 +1,50 @@
+"""How ranks of one model hand each other what they compute: by collectives, or by stores to each other's memory."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from sd3par import peer_memory
+from sd3par.attention import SequenceExchange
+from sd3par.config import require
+from sd3par.mesh import Mesh
+from sd3par.peer_exchange import PeerExchange, PeerSums
+from sd3par.plan import WeightPlan
+from sd3par.sums import Sums
+
+log = logging.getLogger(__name__)
+
+
+class Routes(NamedTuple):
+    """The exchange of tokens for heads over sp, and sums over mp."""
+
+    exchange: SequenceExchange | PeerExchange
+    sums: Sums | PeerSums
+
+    @property
+    def transport(self) -> str:
+        """Returns "peer" where a rank stores to another's memory, else "collective"."""
+        peer = isinstance(self.exchange, PeerExchange) or isinstance(self.sums, PeerSums)
+        return "peer" if peer else "collective"
+
+
+def routes_for(mesh: Mesh, plan: WeightPlan, dtype: str) -> Routes:
+    """Returns the ways of a model on a mesh: a collective of the whole mesh.
+
+    Raises:
+        ConfigError: `mesh.transport` is "peer" and these processes cannot.
+    """
+    by_collectives = Routes(SequenceExchange(mesh, plan), Sums(mesh))
+    if mesh.transport == "collective" or mesh.sp.size * mesh.mp.size == 1:
+        return by_collectives
+    reason = peer_memory.why_not(mesh, dtype)
+    require(not reason or mesh.transport == "auto", "transport", mesh.transport, f"auto or collective: {reason}")
+    if reason:
+        log.info("collectives, no stores to peers: %s", reason)
+        return by_collectives
+    dim = plan.heads * plan.head_dim
+    return Routes(
+        PeerExchange(mesh, plan, dtype) if mesh.sp.size > 1 else by_collectives.exchange,
+        PeerSums(mesh, dim, dtype) if mesh.mp.size > 1 else by_collectives.sums,
+    )

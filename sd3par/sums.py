@@ -1,0 +1,67 @@
+"""Tensor parallelism of a block's branches: each mp rank has a part of each, and the sum of all goes into a norm."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import paddle
+from paddle import Tensor
+
+from sd3par import kernels
+from sd3par.layers import Linear
+from sd3par.mesh import Mesh
+
+
+class Branch(NamedTuple):
+    """A product that is still to be done, x: [R, t, K] by a layer: this mp rank's part of a sum, [R, t, D]."""
+
+    x: Tensor
+    layer: Linear
+
+    def value(self) -> Tensor:
+        """Returns the product, [R, t, D]."""
+        return self.layer(self.x)
+
+
+class GatedBranches(NamedTuple):
+    """Two of them, gated by [R, D] each and added: what the two attentions of a dual block leave."""
+
+    first: Branch
+    gate: Tensor
+    second: Branch
+    gate2: Tensor
+
+    def value(self) -> Tensor:
+        """Returns the sum, [R, t, D]."""
+        return kernels.gated_sum(self.first.value(), self.gate, self.second.value(), self.gate2)
+
+    def store(self, out: kernels.Scattered) -> None:
+        """Stores the sum, [R, t, D], to `out`."""
+        kernels.gated_sum_to(self.first.value(), self.gate, self.second.value(), self.gate2, out)
+
+
+class Sums:
+    """Sums by all-reduce, both streams in one buffer; every rank norms all tokens of its sp rank."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+
+    def held(self, x: Tensor) -> Tensor:
+        """x: [R, t, D], a stream before the first block -> the tokens that this rank norms, here all."""
+        return x
+
+    def norm(self, streams: list[kernels.Stream], lengths: list[int], last: bool = False) -> list[tuple[Tensor, ...]]:
+        """Adds its branch to each stream and norms it: [R, held, D] -> the same, and norms of all tokens, [R, t, D].
+
+        lengths: t of each stream. last: nothing follows that adds.
+        """
+        return kernels.adaln(streams)
+
+    def add(self, branches: list[Branch | GatedBranches]) -> list[Tensor]:
+        """Returns the sum of each over mp, as `norm` takes it of the tokens that this rank holds."""
+        values = [branch.value() for branch in branches]
+        if self.mesh.mp.size == 1 or len(values) == 1:
+            return [self.mesh.all_reduce(self.mesh.mp, value) for value in values]
+        both = self.mesh.all_reduce(self.mesh.mp, paddle.concat(values, axis=1))
+        first = values[0].shape[1]
+        return [both[:, :first], both[:, first:]]  # views
