@@ -59,14 +59,12 @@ def _readable(x: Tensor) -> bool:
     return x.strides[1] == 1 and x.strides[0] % 8 == 0 and x.strides[0] >= x.shape[1] and x.data_ptr() % 16 == 0
 
 
-def linear_hopper(
-    streams: list[Product], rectangles: list[Rectangle], gelu: bool, shape: Shape | None = None
-) -> None:
+def linear_hopper(streams: list[Product], rectangles: list[Rectangle], gelu: bool, shape: Shape | None = None) -> None:
     """Stores x @ weight + bias of streams that `fits`, or its GELU, in the parts that rectangles cut out of them.
 
     Rectangles' columns are multiples of 64, addresses of 16 bytes, strides the same in a stream. What none covers is
-    not stored. Tables for the programs are kept, by the streams' sizes and where rectangles are relative to the stream's
-    first one: make them before a graph is recorded, by a call with the same.
+    not stored. Tables for the programs are kept, by the streams' sizes and where rectangles are, relative to the first
+    of their stream: a call with the same must come before a graph is recorded.
     """
     rows, (terms, columns) = [one.x.shape[0] for one in streams], streams[0].weight.shape
     lines, programs, shape = _table(rows, terms, columns, rectangles, shape)

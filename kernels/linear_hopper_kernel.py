@@ -115,7 +115,7 @@ def _pass(steps, ring, bars, STAGES: gl.constexpr):  # type: ignore[no-untyped-d
 
 @gluon_jit
 def _gelu(x):  # type: ignore[no-untyped-def]
-    """The tanh form, by the GPU's tanh, which is 2**-11 of a value wrong at most: less than the rounding that follows."""
+    """The tanh form, by the GPU's tanh, 2**-11 of its value wrong at most: less than the rounding that follows."""
     inner = x * (0.7978845608028654 + 0.035677408136300125 * x * x)
     t = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=r,r", [inner], dtype=gl.float32, is_pure=True, pack=1)
     half = 0.5 * x
@@ -126,7 +126,8 @@ def _gelu(x):  # type: ignore[no-untyped-def]
 def _store(acc, address, line, bias, rows, PART: gl.constexpr, GELU: gl.constexpr, BIASED: gl.constexpr):  # type: ignore[no-untyped-def]
     """acc: [64, columns], bias: [columns of a tile] in shared memory; stores what is finished, 64 columns at a time.
 
-    PART counts them from the tile's first; rows: which of the two parts' each is, if any, and how many bytes from there.
+    PART counts them from the tile's first; rows, [64] each: whether they count, are of the first part, and how many
+    bytes behind the tile's first row.
     """
     COLUMNS: gl.constexpr = acc.shape[1]
     if COLUMNS > 64:
@@ -219,8 +220,8 @@ def _linear_hopper(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Each program does its tiles of the table.
 
-    x, weight: [M, K] and [K, N] of TMA, read by [64, 64] and [64, COLUMNS]; bias: [N]; address: what the stream's places
-    count from. Those with a 2 are the second stream's. REGISTERS: a thread's of the groups that multiply.
+    x, weight: [M, K] and [K, N] of TMA, read by [64, 64] and [64, COLUMNS]; bias: [N]; address: from which the stream's
+    places count. Those with a 2 are the second stream's. REGISTERS: a thread's of the groups that multiply.
     """
     COLUMNS: gl.constexpr = weight.block_type.shape[1]
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)

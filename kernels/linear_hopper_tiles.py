@@ -1,10 +1,10 @@
 """The tiles of `linear_hopper`: how its products are cut, which program does which, and the table that says so.
 
-A table is int64 [1 + (slots + 1) * programs, 16]. Its first line: slots, steps of 64 terms, columns of the weights. Then
-a line for each slot and program, all zeros where a program has no tile, as in the last slot: the stream, the first row,
-how many rows, the first column; the row, of the tile, with which the second part begins; elements from row to row where
-results go; then for each 64 columns two places: how many bytes behind the stream's address the tile's first row would
-be, for the rows of the first part and for those of the second; NOWHERE if none goes anywhere.
+A table is int64 [1 + (slots + 1) * programs, 16]. Its first line: slots, steps of 64 terms, columns of the weights. A
+line for each slot and program follows, all zeros where a program has no tile, as in the last slot: the stream, the
+first row, how many rows, the first column; the row, of the tile, with which its second part begins; elements from row
+to row where results go; then for each 64 columns two places: how many bytes behind the stream's address the tile's
+first row would be, by the rectangle of the first part's rows and by that of the second's; NOWHERE if there is none.
 
 So a tile's columns may go to any number of rectangles, its rows to two: it ends where a third would begin.
 """

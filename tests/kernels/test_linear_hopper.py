@@ -1,4 +1,4 @@
-"""The tiles of the product for Hopper, done here as its kernel does them: every result is stored once, where it belongs."""
+"""The tiles of the product for Hopper, done here as its kernel does them: each result is stored once, in its place."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def checked(rectangles: list[Rectangle], columns: int, shape: Shape, programs: i
     return lines
 
 
-def cut(stream: int, rows: Sizes, columns: Sizes, begin: tuple[int, int], random: np.random.Generator) -> list[Rectangle]:
+def cut(
+    stream: int, rows: Sizes, columns: Sizes, begin: tuple[int, int], random: np.random.Generator
+) -> list[Rectangle]:
     """Returns rectangles side by side and below each other, some left out, each somewhere else in memory."""
     found, stride = [], 8 * int(random.integers(64, 80))
     for i, height in enumerate(rows):
