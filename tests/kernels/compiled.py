@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from sd3par.kernels.conv import _conv3x3, conv3x3_triton, upsample_conv3x3_trito
 from sd3par.kernels.gated_sum import _gated_sum, gated_sum_triton
 from sd3par.kernels.group_norm_silu import _apply, _merge, _partial, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import _guidance_euler, guidance_euler_triton
+from sd3par.kernels.linear_hopper import SHAPES, Product, Rectangle, fits, linear_hopper
+from sd3par.kernels.linear_hopper_kernel import _linear_hopper
 from sd3par.kernels.patch_embed import _patch_embed, patch_embed_triton
 from sd3par.kernels.qkv import _norm_heads, split_heads_triton
 
@@ -108,6 +111,30 @@ def call_hopper() -> list[object]:
     return [(len(one.asm["cubin"]), one.metadata.shared, assembled(one.asm["ptx"])) for one in made]
 
 
+def call_linear() -> list[object]:
+    """Returns the same for each shape of tiles, with a bias or GELU or neither, and how it stores.
+
+    16 columns of the weight do not count: it is a part of a wider one.
+    """
+    for dtype in ("bfloat16", "float16"):
+        x, weight = paddle.zeros([200, 192], dtype=dtype), paddle.zeros([192, 400], dtype=dtype)[:, :384]
+        rectangles = [Rectangle(i, 0, rows, 0, 384, x.data_ptr(), 384) for i, rows in enumerate((200, 33))]
+        for bias in (None, paddle.zeros([384], dtype=dtype)):
+            streams = [Product(x, weight, bias), Product(x[:33], weight, bias)]
+            assert fits(streams) and not fits([Product(x[:, :128], weight, bias)])
+            for shape in SHAPES:
+                linear_hopper(streams, rectangles, dtype == "bfloat16" and bias is not None, shape)
+    made = _linear_hopper.device_caches[90][0].values()
+    return [
+        (len(one.asm["cubin"]), one.metadata.shared, assembled(one.asm["ptx"]), stores(one.asm["ptx"])) for one in made
+    ]
+
+
+def stores(ptx: str) -> list[str]:
+    """Returns how a kernel stores into global memory."""
+    return sorted(set(re.findall(r"st\.global[.\w]*", ptx)))
+
+
 def main() -> None:
     paddle.set_device("cpu")
     runtime._driver = lambda: None
@@ -120,6 +147,7 @@ def main() -> None:
         found[f"launches sm_{capability}"] = launches
         if capability == 90:
             found["hopper"] = call_hopper()
+            found["linear"] = call_linear()
         for name, kernel in KERNELS.items():
             made = list(kernel.device_caches[capability][0].values())
             found[f"{name} sm_{capability}"] = [(len(one.asm["cubin"]), one.metadata.shared) for one in made]

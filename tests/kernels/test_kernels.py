@@ -49,8 +49,11 @@ def test_kernels_compile_for_every_gpu_of_interest() -> None:
     variants = {"attention": 3, "adaln": 3, "conv3x3": 5}
     shared_at_most = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
     hopper, launches = found.pop("hopper"), found["launches sm_90"]
+    linear, tiles = found.pop("linear"), [launches.pop() for _ in range(8)]
+    assert len(linear) == 8 and tiles == [[15, 1, 1], [10, 1, 1]] * 4
+    assert all(stores == ["st.global.v4.b32"] for *_, stores in linear)
     assert len(hopper) == 4 and [launches.pop() for _ in hopper] == [[96, 1, 1]] * 4
-    for cubin, shared, said in hopper:
+    for cubin, shared, said, *_ in [*hopper, *linear]:
         assert cubin > 0 and shared <= shared_at_most[90]
         assert "0 bytes spill stores, 0 bytes spill loads" in said
         assert "wgmma" not in said  # its warning that products wait for each other
