@@ -5,7 +5,7 @@ Two reads and one write. Statistics are fp32 and centred: running means (Welford
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import paddle
 import paddle.nn.functional as F
@@ -146,10 +146,10 @@ def _partial(  # type: ignore[no-untyped-def]
 
 
 @jit
-def merged(  # type: ignore[no-untyped-def]
-    partial, image, group, pixels, parts,
+def merged(
+    partial: tl.tensor, image: tl.tensor, group: tl.tensor, pixels: tl.tensor, parts: tl.tensor,
     GROUPS: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
+) -> Any:  # fmt: skip
     """Returns means and variances of an image's groups `group`, of all its parts."""
     part = tl.arange(0, PARTS)
     mask = (part < parts)[:, None]

@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,10 @@ def drawn(size: tuple[int, int]) -> Tensor:
 def speed(card: device.Device, mesh: Mesh, vae: VAE, mute: VAE, px: int) -> Row:
     """Returns the times at one size."""
     latents = drawn((px, px))
-    row = {"bench": "speed", "world": mesh.world.size, "px": px}
-    row["alone_ms"] = timed(card, mesh, vae.decode, latents)
-    row["together_ms"] = timed(card, mesh, vae.decode_together, latents)
-    row["mute_ms"] = timed(card, mesh, mute.decode_together, latents)
-    return row | {"ideal_ms": round(row["alone_ms"] / mesh.world.size, 3)}
+    functions = {"alone_ms": vae.decode, "together_ms": vae.decode_together, "mute_ms": mute.decode_together}
+    times = {name: timed(card, mesh, function, latents) for name, function in functions.items()}
+    world = mesh.world.size
+    return {"bench": "speed", "world": world, "px": px, **times, "ideal_ms": round(times["alone_ms"] / world, 3)}
 
 
 def collectives(card: device.Device, mesh: Mesh) -> Row:
@@ -125,13 +125,13 @@ def collectives(card: device.Device, mesh: Mesh) -> Row:
     row: Row = {"bench": "all_gather", "world": mesh.world.size}
     for name, numbers in (("1 KiB", 512), ("512 KiB", 2 * 512 * 256), ("1 MiB", 2 * 1024 * 256)):
 
-        def many(x: Tensor) -> Tensor:
+        def _many(x: Tensor) -> Tensor:
             for _ in range(COLLECTIVES):
                 x = mesh.all_gather(mesh.world, x)[0]
             return x[:1]
 
         x = paddle.zeros([numbers], dtype="bfloat16")
-        row[f"{name} us"] = round(1e3 * timed(card, mesh, many, x) / COLLECTIVES, 1)
+        row[f"{name} us"] = round(1e3 * timed(card, mesh, _many, x) / COLLECTIVES, 1)
     return row
 
 
@@ -154,9 +154,9 @@ def main() -> int:
     vae, mute = (loaded(card.dtype, one) for one in (mesh, Mute(mesh.dp, mesh.sp, mesh.mp, mesh.world, mesh.host)))
     exact = loaded("float32", Mesh.single())
     sizes = zip(options.checks[::2], options.checks[1::2], strict=True)
-    parts: list[Callable[[], Row]] = [lambda size=size: checked(card, mesh, vae, exact, size) for size in sizes]
-    parts += [lambda px=px: speed(card, mesh, vae, mute, px) for px in options.sizes]
-    parts += [lambda: collectives(card, mesh)]
+    parts: list[Callable[[], Row]] = [partial(checked, card, mesh, vae, exact, size) for size in sizes]
+    parts += [partial(speed, card, mesh, vae, mute, px) for px in options.sizes]
+    parts += [partial(collectives, card, mesh)]
     rows = []
     for part in parts:
         try:
