@@ -8,7 +8,14 @@ from typing import Any
 
 from sd3par import kernels
 
-_NO_WORK = ("Modulation", "Stream", "fold", "wants_channels_last", "why_not_triton")  # types; what decides, prepares
+_NO_WORK = (
+    "Modulation",
+    "Stream",
+    "Strip",
+    "fold",
+    "wants_channels_last",
+    "why_not_triton",
+)  # types; what decides, prepares
 
 
 def names() -> list[str]:
