@@ -25,6 +25,13 @@ from sd3par.kernels.conv import fits as conv_fits
 from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton
 from sd3par.kernels.group_norm_silu import fits as group_norm_fits
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton
+from sd3par.kernels.group_norm_strips import (
+    Strip,
+    group_norm_silu_strip_reference,
+    group_norm_silu_strip_triton,
+    pack_strip_reference,
+    pack_strip_triton,
+)
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
     Product,
@@ -43,9 +50,10 @@ from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import architecture, takes, why_not
 
 __all__ = [
-    "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "adaln", "attention", "conv3x3", "fold",
-    "gated_sum", "gated_sum_to", "group_norm_silu", "guidance_euler", "linear", "linear_gelu", "linear_to", "meet",
-    "patch_embed", "split_heads", "upsample_conv3x3", "wants_channels_last", "why_no_peers", "why_not_triton",
+    "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "Strip", "adaln", "attention", "conv3x3",
+    "fold", "gated_sum", "gated_sum_to", "group_norm_silu", "group_norm_silu_strip", "guidance_euler", "linear",
+    "linear_gelu", "linear_to", "meet", "pack_strip", "patch_embed", "split_heads", "upsample_conv3x3",
+    "wants_channels_last", "why_no_peers", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -78,18 +86,24 @@ def wants_channels_last(dtype: str) -> bool:
     return dtype != "float32" and not why_not_triton() and architecture() >= DESCRIPTORS
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-    """x: [B, H, W, C], weight: [O, 3, 3, C], bias: [O], residual: [B, H, W, O] or None -> [B, H, W, O]."""
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, halo: bool = False) -> Tensor:
+    """x: [B, H, W, C], weight: [O, 3, 3, C], bias: [O], residual: [B, H, W, O] or None -> [B, H, W, O].
+
+    With a halo x is [B, H + 2, W, C], one line more above and below, and none is made up.
+    """
     if takes(x) and conv_fits(x):
-        return conv3x3_triton(x, weight, bias, residual)
-    return conv3x3_reference(x, weight, bias, residual)
+        return conv3x3_triton(x, weight, bias, residual, halo=halo)
+    return conv3x3_reference(x, weight, bias, residual, halo)
 
 
-def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x: [B, H, W, C], weight: [4, O, 2, 2, C] of `fold`, bias: [O] -> the larger map convolved, [B, 2H, 2W, O]."""
+def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, halo: bool = False) -> Tensor:
+    """x: [B, H, W, C], weight: [4, O, 2, 2, C] of `fold`, bias: [O] -> the larger map convolved, [B, 2H, 2W, O].
+
+    With a halo x is [B, H + 2, W, C].
+    """
     if takes(x) and conv_fits(x):
-        return upsample_conv3x3_triton(x, weight, bias)
-    return upsample_conv3x3_reference(x, weight, bias)
+        return upsample_conv3x3_triton(x, weight, bias, halo=halo)
+    return upsample_conv3x3_reference(x, weight, bias, halo)
 
 
 def attention(segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
@@ -185,3 +199,22 @@ def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilo
     if takes(x) and group_norm_fits(x, groups):
         return group_norm_silu_triton(x, groups, weight, bias, epsilon, silu)
     return group_norm_silu_reference(x, groups, weight, bias, epsilon, silu)
+
+
+def pack_strip(x: Tensor, groups: int) -> Tensor:
+    """x: [B, h, W, C], one of a map's strips -> what `group_norm_silu_strip` wants of each: [n], of any dtype."""
+    if takes(x) and group_norm_fits(x, groups):
+        return pack_strip_triton(x, groups)
+    return pack_strip_reference(x, groups)
+
+
+def group_norm_silu_strip(
+    x: Tensor, messages: Tensor, strip: Strip, groups: int, weight: Tensor, bias: Tensor, epsilon: float
+) -> Tensor:
+    """The SiLU of `group_norm_silu` of a map of which x is a strip, with a halo for the convolution behind it.
+
+    x: [B, h, W, C], messages: [strips, n], `pack_strip` of all, weight and bias: [C] -> [B, h + 2, W, C].
+    """
+    if takes(x) and group_norm_fits(x, groups):
+        return group_norm_silu_strip_triton(x, messages, strip, groups, weight, bias, epsilon)
+    return group_norm_silu_strip_reference(x, messages, strip, groups, weight, bias, epsilon)

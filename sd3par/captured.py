@@ -9,11 +9,13 @@ import logging
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
+import paddle
 from paddle import Tensor
 
 from sd3par.device import CapturedGraph, Device, overwrite
 from sd3par.errors import shorten
 from sd3par.graph import why_not
+from sd3par.mesh import Mesh
 
 T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
 
@@ -39,7 +41,7 @@ class _Recording:
         self._inputs = held = tuple(x.clone() for x in inputs)
         # Of local names: a graph that held this object would wait for the garbage collector.
         self._graph = CapturedGraph(device, lambda: function(*held), warmups=0)
-        self.bytes = self._graph.bytes
+        self.bytes = self._graph.bytes  # on the process where it takes most, if several record together
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Returns what the function gives for inputs of the recorded shapes, in memory that stays the caller's."""
@@ -66,18 +68,34 @@ class Captured:
         must: whether a call that cannot be recorded is an error, or the operators are run one by one from then on.
         most: how many recordings are kept.
         most_bytes: how much memory they may take together.
+        mesh: the processes of which all make the same calls in the same order: for functions that have collectives,
+            which NCCL wants recorded by all processes or by none. So all keep and drop the same recordings.
+
+    `together` is what to call functions with collectives by; other functions may differ from one process to another.
     """
 
-    def __init__(self, device: Device, must: bool, most: int = MOST_GRAPHS, most_bytes: int = MOST_BYTES) -> None:
-        self.device, self.must, self.most, self.most_bytes = device, must, most, most_bytes
+    def __init__(
+        self, device: Device, must: bool, most: int = MOST_GRAPHS, most_bytes: int = MOST_BYTES,
+        mesh: Mesh = Mesh(),
+    ) -> None:  # fmt: skip
+        self.device, self.must, self.most, self.most_bytes, self.mesh = device, must, most, most_bytes, mesh
+        self.together = self
         self.off = ""  # why nothing is recorded any more
         self._recordings: dict[Hashable, _Recording] = {}  # the one used last comes last
         self._calls: dict[Hashable, int] = {}
 
     @classmethod
-    def choose(cls, engine: str, device: Device) -> Captured | None:
-        """Returns what an engine of `pipeline.ENGINES` has on a device, None for eager."""
-        return None if engine == "eager" or why_not(device) else cls(device, must=engine == "graph")
+    def choose(cls, engine: str, device: Device, mesh: Mesh = Mesh()) -> Captured | None:
+        """Returns what an engine of `pipeline.ENGINES` has on a device, None for eager.
+
+        On a mesh a failure to record collectives is an error: the others, which recorded, would wait for this process.
+        """
+        if engine == "eager" or why_not(device):
+            return None
+        made = cls(device, must=engine == "graph")
+        if mesh.world.size > 1:
+            made.together = cls(device, must=True, mesh=mesh)
+        return made
 
     def __call__(self, function: Callable[..., T], *inputs: Tensor) -> T:
         """Returns function(*inputs) in memory that no later call writes to."""
@@ -96,6 +114,8 @@ class Captured:
         """Gives all memory back."""
         while self._recordings:
             self._drop_oldest()
+        if self.together is not self:
+            self.together.clear()
 
     def _is_due(self, key: Hashable) -> bool:
         """Counts a call without a recording; returns whether to make one."""
@@ -118,11 +138,18 @@ class Captured:
             self.off = shorten(f"{type(error).__name__}: {error}", 300)
             log.warning("no CUDA graphs, which is slow: %s could not be recorded: %s", _name(function), self.off)
             return None
+        recording.bytes = self._largest(recording.bytes)
         if recording.bytes > self.most_bytes:
             log.info("%s takes %d MiB as a CUDA graph, too many", _name(function), recording.bytes >> 20)
             recording.reset()
             return None
         return recording
+
+    def _largest(self, size: int) -> int:
+        """Returns the largest of all processes' sizes."""
+        if self.mesh.world.size == 1:
+            return size
+        return int(self.mesh.all_gather(self.mesh.world, paddle.to_tensor([size], dtype="int64")).numpy().max())
 
     def _make_room(self, more: int) -> None:
         """Drops recordings until `more` can be added and the others take no more than they may."""

@@ -145,10 +145,13 @@ class Conv2D(MapLayer):
         elif self.kernel == 1:
             self._replace(self.weight.flatten(1).t())
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x: a map of `in` channels -> a map of `out` channels, plus residual, which has its shape."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, halo: bool = False) -> Tensor:
+        """x: a map of `in` channels -> a map of `out` channels, plus residual, which has its shape.
+
+        With a halo, for channels last, x has one row more above and below than what it becomes.
+        """
         if self.channels_last and self.keeps_size:
-            return kernels.conv3x3(x, self.weight, self.bias, residual)
+            return kernels.conv3x3(x, self.weight, self.bias, residual, halo)
         if self.channels_last and self.kernel == 1:
             y = kernels.linear(x, self.weight, self.bias)
         else:
@@ -173,11 +176,11 @@ class UpsampleConv2D(Conv2D):
         super().to_channels_last()
         self._replace(kernels.fold(self.weight))
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, halo: bool = False) -> Tensor:
         """x: a map of `in` channels -> a map of `out` channels, twice as high and wide, plus residual."""
         if not self.channels_last:
             # As a broadcast: F.interpolate takes 2 to 6 times as long on the CPU.
             x = x.unsqueeze([3, 5]).expand([-1, -1, -1, 2, -1, 2])  # [B, C, H, 2, W, 2]
             return super().forward(x.flatten(4, 5).flatten(2, 3), residual)
-        y = kernels.upsample_conv3x3(x, self.weight, self.bias)
+        y = kernels.upsample_conv3x3(x, self.weight, self.bias, halo)
         return y if residual is None else y + residual

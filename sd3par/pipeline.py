@@ -106,7 +106,7 @@ class SD3Pipeline:
         with watchdog.told_of_errors():
             pipe = cls.load(files, target, mesh, parallel)
             mesh.meet("loaded")
-        pipe.graphs, pipe.captured, pipe.watchdog = graphs, Captured.choose(engine, target), watchdog
+        pipe.graphs, pipe.captured, pipe.watchdog = graphs, Captured.choose(engine, target, mesh), watchdog
         return pipe
 
     @property
@@ -118,7 +118,7 @@ class SD3Pipeline:
     def load(cls, files: weights.ModelFiles, target: Device, mesh: Mesh, parallel: ParallelConfig) -> SD3Pipeline:
         """Reads the weights of opened files, each rank its slices of the transformer."""
         transformer = MMDiT.load(files.transformer, target.dtype, mesh)
-        vae = VAE.load(files.vae, target.dtype)
+        vae = VAE.load(files.vae, target.dtype, mesh=mesh)
         text = load_text(files, target.dtype)
         return cls(files, transformer, vae, text, mesh, parallel)
 
@@ -300,9 +300,8 @@ class SD3Pipeline:
 
     @paddle.no_grad()
     def pixels(self, latents: Tensor) -> Tensor:
-        """latents: [B, C, h, w] -> [B, 3, H, W] in the model's dtype, -1 to 1 but not clamped; one image at a time."""
-        call = self.captured or directly
-        return paddle.concat([call(self.vae.decode, one) for one in latents.split(latents.shape[0])])
+        """latents: [B, C, h, w], alike on all ranks -> [B, 3, H, W] in the model's dtype, -1 to 1 but not clamped."""
+        return self.vae.decode_each(latents, self.captured)
 
     @contextmanager
     def _ticks(self, plan: Schedule, progress: bool) -> Iterator[Any]:

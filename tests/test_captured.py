@@ -9,6 +9,7 @@ from paddle import Tensor
 from sd3par import captured
 from sd3par.captured import EAGER_CALLS, Captured, directly
 from sd3par.device import Device
+from sd3par.mesh import Axis, Mesh
 
 CARD = Device("nvgpu:0", "bfloat16")
 
@@ -114,3 +115,32 @@ def test_engines() -> None:
     auto, graph = Captured.choose("auto", CARD), Captured.choose("graph", CARD)
     assert (auto.must, graph.must) == (False, True)
     assert directly(Layer(), paddle.ones([1])).tolist() == [2]
+
+
+class Two(Mesh):
+    """A mesh of two whose other process needs 100 bytes for each recording."""
+
+    def all_gather(self, axis: Axis, x: Tensor) -> Tensor:
+        return paddle.stack([x, paddle.full_like(x, 100)])
+
+
+def test_processes_that_record_together_keep_the_same() -> None:
+    two = Two(world=Axis(2, 0))
+    few, layer = Captured(CARD, must=True, most_bytes=150, mesh=two), Layer()
+    often(few, layer, paddle.ones([3]))
+    assert [one.bytes for one in Recording.alive] == [100]  # 12 here
+    often(few, layer, paddle.ones([4]))
+    assert [one.bytes for one in Recording.alive] == [100] and len(few._recordings) == 1
+    often(Captured(CARD, must=True, most_bytes=99, mesh=two), layer, paddle.ones([3]))
+    assert len(Recording.alive) == 1  # too large there
+
+
+def test_functions_with_collectives_have_recordings_of_their_own() -> None:
+    alone, many = Captured.choose("auto", CARD), Captured.choose("auto", CARD, Two(world=Axis(2, 0)))
+    assert alone.together is alone
+    assert (many.must, many.together.must) == (False, True)
+    for call in (many, many.together):
+        often(call, Layer(), paddle.ones([3]))
+    assert [one.bytes for one in Recording.alive] == [12, 100]
+    many.clear()
+    assert Recording.alive == []

@@ -14,27 +14,24 @@ from sd3par.plan import Tokens
 PADDING = 1e4  # keys and values that must not count
 
 
-Attend = Callable[[list[Tensor]], list[Tensor]]
+Attend = Callable[..., list[Tensor]]  # as kernels.attention
 
 
-def uniform_attention(segments: list[Tensor]) -> list[Tensor]:
-    """segments: [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each: every token attends to all alike."""
-    values = paddle.concat([qkv[:, :, 2] for qkv in segments], axis=1)  # [R, S, heads, head_dim]
-    mean = values.astype("float32").mean(1, keepdim=True).astype(values.dtype)
-    return [mean.expand([-1, qkv.shape[1], -1, -1]).flatten(2) for qkv in segments]
+def uniform_attention(attention: Attend) -> Attend:
+    """Returns the attention without keys: every token attends to all alike."""
+    return lambda segments, *outs: attention([_without(x, 1, slice(None)) for x in segments], *outs)
 
 
 def one_head_zeroed(attention: Attend) -> Attend:
-    """Returns the attention without its first head, in every block."""
+    """Returns the attention without its first head's values, in every block."""
+    return lambda segments, *outs: attention([_without(x, 2, slice(0, 1)) for x in segments], *outs)
 
-    def zeroed(segments: list[Tensor]) -> list[Tensor]:
-        head_dim = segments[0].shape[-1]
-        return [
-            paddle.concat([paddle.zeros_like(mixed[..., :head_dim]), mixed[..., head_dim:]], axis=-1)
-            for mixed in attention(segments)
-        ]
 
-    return zeroed
+def _without(x: Tensor, part: int, heads: slice) -> Tensor:
+    """x: [R, T, 3, heads, head_dim] -> a copy, zeros in queries (0), keys (1) or values (2) of some heads."""
+    copy = x.clone()
+    copy[:, :, part, heads] = 0.0
+    return copy
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def use(pipe: SD3Pipeline, engine: str) -> None:
             recordings.clear()
     card = device.Device(device.current(), pipe.transformer.dtype)
     pipe.graphs = StepGraphs.choose(engine, card, pipe.mesh.world.size)
-    pipe.captured = Captured.choose(engine, card)
+    pipe.captured = Captured.choose(engine, card, pipe.mesh)
 
 
 def main() -> None:

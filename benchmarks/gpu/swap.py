@@ -8,12 +8,10 @@ from typing import Any
 
 from sd3par import kernels
 
-_NO_WORK = ("Modulation", "Stream", "fold", "wants_channels_last", "why_not_triton")  # types; what decides, prepares
-
 
 def names() -> list[str]:
-    """Returns the names of all functions that the model calls for its work."""
-    return [name for name in kernels.__all__ if name not in _NO_WORK]
+    """Returns the names of all functions that the model calls for its work and that do it for any device."""
+    return [name for name in kernels.__all__ if hasattr(kernels, f"{name}_reference")]
 
 
 @contextmanager

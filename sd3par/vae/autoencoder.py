@@ -8,10 +8,13 @@ import paddle
 from paddle import Tensor, nn
 
 from sd3par import kernels
+from sd3par.captured import Captured, directly
 from sd3par.errors import ConfigError
 from sd3par.layers import Conv2D, MapLayer
-from sd3par.vae.blocks import DownBlock, MidBlock, UpBlock, norm
+from sd3par.mesh import Mesh
+from sd3par.vae.blocks import DownBlock, MidBlock, UpBlock, activated, norm
 from sd3par.vae.config import VAEConfig
+from sd3par.vae.strips import Strips
 from sd3par.weights import Component, fill
 
 # Tensors that only `encode` needs.
@@ -42,7 +45,10 @@ class Encoder(nn.Layer):
 
 
 class Decoder(nn.Layer):
-    """Latents to images: each layer maps [B, C, H, W], and only norms and attention look beyond 3x3 positions."""
+    """Latents to images: each layer maps [B, C, H, W], and only norms and attention look beyond 3x3 positions.
+
+    With `strips`, each process works on its rows, and has all of the latents before and of the images behind.
+    """
 
     def __init__(self, config: VAEConfig, dtype: str) -> None:
         super().__init__()
@@ -55,12 +61,15 @@ class Decoder(nn.Layer):
         self.conv_norm_out = norm(config, channels[-1], dtype)
         self.conv_out = Conv2D(channels[-1], config.out_channels, 3, dtype, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, strips: Strips | None = None) -> Tensor:
         """x: [B, C, H/s, W/s] -> [B, 3, H, W]."""
-        x = self.mid_block(self.conv_in(x))  # [B, last width, H/s, W/s]
+        halo = strips is not None
+        x = self.conv_in(x if strips is None else strips.own(x, halo), halo=halo)  # [B, last width, H/s, W/s]
+        x = self.mid_block(x, strips)  # [B, last width, H/s, W/s]
         for block in self.up_blocks:
-            x = block(x)
-        return self.conv_out(self.conv_norm_out(x, silu=True))  # [B, 3, H, W]
+            x = block(x, strips)
+        x = self.conv_out(activated(self.conv_norm_out, x, strips), halo=halo)  # [B, 3, H, W]
+        return x if strips is None else strips.whole(x)
 
 
 class VAE(MapLayer):
@@ -70,11 +79,12 @@ class VAE(MapLayer):
 
     Args:
         encoder: whether `encode` is wanted; text-to-image only decodes.
+        mesh: the processes that `decode_together`; each holds all weights.
     """
 
-    def __init__(self, config: VAEConfig, dtype: str, encoder: bool = True) -> None:
+    def __init__(self, config: VAEConfig, dtype: str, encoder: bool = True, mesh: Mesh = Mesh()) -> None:
         super().__init__()
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.mesh = config, dtype, mesh
         channels = config.latent_channels
         self.encoder = Encoder(config, dtype) if encoder else None
         self.quant_conv = Conv2D(2 * channels, 2 * channels, 1, dtype) if encoder and config.use_quant_conv else None
@@ -82,17 +92,17 @@ class VAE(MapLayer):
         self.decoder = Decoder(config, dtype)
 
     @classmethod
-    def load(cls, component: Component, dtype: str, encoder: bool = True) -> VAE:
+    def load(cls, component: Component, dtype: str, encoder: bool = True, mesh: Mesh = Mesh()) -> VAE:
         """Returns the autoencoder of a checkpoint; without `encoder` its tensors are not read.
 
         Raises:
             ConfigError: a config.json that is wrong or not supported.
             CheckpointError: tensors that do not fit the config.
         """
-        model = cls(VAEConfig.parse(component.config, component.where), dtype, encoder)
+        model = cls(VAEConfig.parse(component.config, component.where), dtype, encoder, mesh)
         fill(model, component.checkpoint, ignored=() if encoder else ENCODER)
         model.eval()
-        if kernels.wants_channels_last(dtype):
+        if kernels.wants_channels_last(dtype) or mesh.world.size > 1:  # strips lie in one run so, and are known so only
             model.to_channels_last()
         return model
 
@@ -118,9 +128,34 @@ class VAE(MapLayer):
         Args:
             latents: [B, C, H/s, W/s] at the denoiser's scale, any floating dtype.
         """
+        return self._decode(latents, None)
+
+    def decode_together(self, latents: Tensor) -> Tensor:
+        """The same by all processes of the mesh, which call it with the same latents; each gets all of the images.
+
+        Each makes a strip of rows of every map. With fewer rows of latents than processes, each makes all.
+        """
+        return self._decode(latents, Strips.cut(self.mesh, latents.shape[2]))
+
+    def decode_each(self, latents: Tensor, call: Captured | None = None) -> Tensor:
+        """The same for many images, one after the other in as little memory as one takes, by calls that are recorded.
+
+        While there is an image for each process, each makes one; the processes make the last ones together.
+        """
+        alone, together = (call, call.together) if call else (directly, directly)
+        images, world = latents.split(latents.shape[0]), self.mesh.world
+        share = len(images) // world.size if world.size > 1 else 0
+        made = [alone(self.decode, one) for one in images[world.rank * share : (world.rank + 1) * share]]
+        if made:
+            made = [self.mesh.all_gather(world, paddle.concat(made)).flatten(0, 1)]
+        made += [together(self.decode_together, one) for one in images[world.size * share :]]
+        return paddle.concat(made)
+
+    def _decode(self, latents: Tensor, strips: Strips | None) -> Tensor:
+        """latents: [B, C, H/s, W/s] -> [B, 3, H, W]."""
         z = latents.astype("float32") / self.config.scaling_factor + self.config.shift
         z = self._inner(z.astype(self.dtype))  # [B, C, H/s, W/s]
-        return self._outer(self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z)))
+        return self._outer(self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z), strips))
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Returns latents [B, C, H/s, W/s] at the denoiser's scale, fp32.

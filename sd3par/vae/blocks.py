@@ -1,4 +1,7 @@
-"""Blocks of the autoencoder; each knows nothing of the others. With channels last, maps are [B, H, W, C]."""
+"""Blocks of the autoencoder; each knows nothing of the others. With channels last, maps are [B, H, W, C].
+
+What the decoder has takes `strips` too: where maps lie on several processes, the rows that this one holds are x.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from paddle import Tensor, nn
 
 from sd3par.layers import Conv2D, GroupNorm, Linear, MapLayer, UpsampleConv2D
 from sd3par.vae.config import VAEConfig
+from sd3par.vae.strips import Strips
 
 EPSILON = 1e-6  # AutoencoderKL's norms; its config does not hold it
 MOST_SCORES = 1 << 28  # of the attention at once, 512 MiB in half precision: as many as a picture of 1024 x 1024 has
@@ -18,6 +22,11 @@ MOST_SCORES = 1 << 28  # of the attention at once, 512 MiB in half precision: as
 def norm(config: VAEConfig, channels: int, dtype: str) -> GroupNorm:
     """Returns the group norm that all blocks use."""
     return GroupNorm(config.norm_num_groups, channels, EPSILON, dtype)
+
+
+def activated(layer: GroupNorm, x: Tensor, strips: Strips | None) -> Tensor:
+    """x: [B, C, H, W] -> the SiLU of its norm; of a strip with its halo, for the convolution behind it."""
+    return layer(x, silu=True) if strips is None else strips.activated(layer, x)
 
 
 class ResnetBlock(nn.Layer):
@@ -31,11 +40,12 @@ class ResnetBlock(nn.Layer):
         self.conv2 = Conv2D(channels_out, channels_out, 3, dtype, padding=1)
         self.conv_shortcut = Conv2D(channels_in, channels_out, 1, dtype) if channels_in != channels_out else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, strips: Strips | None = None) -> Tensor:
         """x: [B, in, H, W] -> [B, out, H, W]."""
-        y = self.conv1(self.norm1(x, silu=True))  # [B, out, H, W]
+        halo = strips is not None
+        y = self.conv1(activated(self.norm1, x, strips), halo=halo)  # [B, out, H, W]
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return self.conv2(self.norm2(y, silu=True), residual)
+        return self.conv2(activated(self.norm2, y, strips), residual, halo)
 
 
 class Attention(MapLayer):
@@ -50,19 +60,24 @@ class Attention(MapLayer):
         self.to_v = Linear(channels, channels, dtype)
         self.to_out = nn.LayerList([Linear(channels, channels, dtype)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W] -> [B, C, H, W]."""
-        y = self.group_norm(x)
-        y = y.flatten(1, 2) if self.channels_last else y.flatten(2).transpose([0, 2, 1])  # [B, HW, C]
-        y = self.to_out[0](self._mix(self.to_q(y) * self.scale, self.to_k(y), self.to_v(y)))  # [B, HW, C]
+    def forward(self, x: Tensor, strips: Strips | None = None) -> Tensor:
+        """x: [B, C, H, W] -> [B, C, H, W]; keys and values of all rows are made on every process."""
+        whole = self.group_norm(x if strips is None else strips.whole(x))
+        y = self._tokens(whole)  # [B, HW, C]
+        own = y if strips is None else self._tokens(strips.own(whole))  # [B, hW, C]
+        y = self.to_out[0](self._mix(self.to_q(own) * self.scale, self.to_k(y), self.to_v(y)))  # [B, hW, C]
         return x + (y if self.channels_last else y.transpose([0, 2, 1])).reshape(x.shape)
 
+    def _tokens(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W] -> [B, HW, C]."""
+        return x.flatten(1, 2) if self.channels_last else x.flatten(2).transpose([0, 2, 1])
+
     def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query (scaled), key, value: [B, HW, C] -> [B, HW, C], from as many queries at once as memory bears."""
+        """query (scaled): [B, hW, C], key, value: [B, HW, C] -> [B, hW, C], of as many at once as memory bears."""
         # Written out, because flash attention ends at head dim 256 and this one head has 512.
         parts = 1
         if paddle.in_dynamic_mode():
-            parts = -(-query.shape[0] * query.shape[1] ** 2 // MOST_SCORES)
+            parts = -(-query.shape[0] * query.shape[1] * key.shape[1] // MOST_SCORES)
         mixed = []
         for some in paddle.tensor_split(query, parts, axis=1) if parts > 1 else [query]:
             weights = F.softmax(paddle.matmul(some, key, transpose_y=True), axis=-1)  # [B, queries, HW]
@@ -80,12 +95,12 @@ class MidBlock(nn.Layer):
         heads = [Attention(config, channels, dtype)] if config.mid_block_add_attention else []
         self.attentions = nn.LayerList(heads)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, strips: Strips | None = None) -> Tensor:
         """x: [B, C, H, W] -> [B, C, H, W]."""
-        x = self.resnets[0](x)
+        x = self.resnets[0](x, strips)
         for attention in self.attentions:
-            x = attention(x)
-        return self.resnets[1](x)
+            x = attention(x, strips)
+        return self.resnets[1](x, strips)
 
 
 class Downsample(MapLayer):
@@ -107,9 +122,9 @@ class Upsample(nn.Layer):
         super().__init__()
         self.conv = UpsampleConv2D(channels, channels, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, strips: Strips | None = None) -> Tensor:
         """x: [B, C, H, W] -> [B, C, 2H, 2W]."""
-        return self.conv(x)
+        return self.conv(x) if strips is None else self.conv(strips.with_halo(x), halo=True)
 
 
 class DownBlock(nn.Layer):
@@ -137,12 +152,12 @@ class UpBlock(nn.Layer):
         self.resnets = _resnets(config, channels_in, channels_out, config.layers_per_block + 1, dtype)
         self.upsamplers = nn.LayerList([] if highest else [Upsample(channels_out, dtype)])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, strips: Strips | None = None) -> Tensor:
         """x: [B, in, H, W] -> [B, out, 2H, 2W], or [B, out, H, W] at the highest resolution."""
         for resnet in self.resnets:
-            x = resnet(x)
+            x = resnet(x, strips)
         for upsample in self.upsamplers:
-            x = upsample(x)
+            x = upsample(x, strips)
         return x
 
 

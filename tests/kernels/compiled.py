@@ -29,6 +29,14 @@ from sd3par.kernels.attention_hopper_kernel import _attention_hopper
 from sd3par.kernels.conv import _conv3x3, conv3x3_triton, upsample_conv3x3_triton
 from sd3par.kernels.gated_sum import _gated_sum, gated_sum_triton
 from sd3par.kernels.group_norm_silu import _apply, _merge, _partial, group_norm_silu_triton
+from sd3par.kernels.group_norm_strips import (
+    Strip,
+    _apply_strip,
+    _merge_strips,
+    _pack,
+    group_norm_silu_strip_triton,
+    pack_strip_triton,
+)
 from sd3par.kernels.guidance_euler import _guidance_euler, guidance_euler_triton
 from sd3par.kernels.linear_hopper import SHAPES, Product, Rectangle, fits, linear_hopper
 from sd3par.kernels.linear_hopper_kernel import _linear_hopper
@@ -38,6 +46,7 @@ from sd3par.kernels.qkv import _norm_heads, split_heads_triton
 CAPABILITIES = (80, 90, 100)
 KERNELS = {"attention": _attention, "adaln": _adaln, "split_heads": _norm_heads, "guidance_euler": _guidance_euler,
            "group_norm_partial": _partial, "group_norm_merge": _merge, "group_norm_apply": _apply,
+           "pack_strip": _pack, "merge_strips": _merge_strips, "group_norm_strip": _apply_strip,
            "patch_embed": _patch_embed, "gated_sum": _gated_sum, "conv3x3": _conv3x3}  # fmt: skip
 
 
@@ -85,9 +94,17 @@ def call_all() -> None:
     channels = paddle.zeros([256], dtype=half)
     group_norm_silu_triton(paddle.zeros([1, 8, 8, 256], dtype=half), 32, channels, channels, 1e-6, True)
     zeros = partial(paddle.zeros, dtype=half)
-    for width, outputs in ((128, 256), (64, 128), (64, 3)):
-        x, bias = zeros([1, 2, width, 64]), zeros([outputs])
-        conv3x3_triton(x, zeros([outputs, 3, 3, 64]), bias, zeros([1, 2, width, outputs]) if outputs == 3 else None)
+    for rank in range(3):
+        x, lines = zeros([1, 9, 33, 256]), (9, 8, 8, 8)
+        message = pack_strip_triton(x, 32)
+        messages = zeros([4, message.size])
+        group_norm_silu_strip_triton(x, messages, Strip(rank, lines), 32, channels, channels, 1e-6)
+    conv3x3_triton(zeros([1, 4, 128, 64]), zeros([256, 3, 3, 64]), zeros([256]), None, halo=True)
+    upsample_conv3x3_triton(zeros([1, 4, 128, 64]), zeros([4, 256, 2, 2, 64]), zeros([256]), halo=True)
+    for height, width, outputs in ((128, 128, 256), (2, 64, 128), (2, 64, 3)):
+        x, bias = zeros([1, height, width, 64]), zeros([outputs])
+        residual = zeros([1, height, width, outputs]) if outputs == 3 else None
+        conv3x3_triton(x, zeros([outputs, 3, 3, 64]), bias, residual)
         if outputs > 3:
             upsample_conv3x3_triton(x, zeros([4, outputs, 2, 2, 64]), bias)
 

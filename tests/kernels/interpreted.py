@@ -31,6 +31,14 @@ from sd3par.kernels.conv import (  # noqa: E402
 )
 from sd3par.kernels.gated_sum import gated_sum_reference, gated_sum_triton  # noqa: E402
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton  # noqa: E402
+from sd3par.kernels.group_norm_strips import (  # noqa: E402
+    Strip,
+    group_norm_silu_strip_reference,
+    group_norm_silu_strip_triton,
+    merge_strips,
+    pack_strip_reference,
+    pack_strip_triton,
+)
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton  # noqa: E402
 from sd3par.kernels.meet import meet_triton  # noqa: E402
 from sd3par.kernels.patch_embed import Tile, patch_embed_reference, patch_embed_triton  # noqa: E402
@@ -235,6 +243,44 @@ def group_norm_cases() -> Iterator[Case]:
                 yield name, group_norm_silu_triton(*arguments, tile=tile, parts=parts), want
 
 
+def strip_cases() -> Iterator[Case]:
+    """Strips that are not alike high, of one line too, on every rank, against the norm of the whole map."""
+    for images, width, channels, groups, lines in [
+        (2, 5, 32, 8, (3, 2, 2)), (1, 4, 64, 64, (1, 1)), (1, 2, 16, 4, (2, 1, 1, 1, 1))
+    ]:  # fmt: skip
+        x = tensor(f"strips{channels}", images, sum(lines), width, channels) + 10.0
+        x[:, :, :, : channels // 2] *= 0.3
+        weight, bias = (tensor(f"group norm {name}{channels}", channels) for name in ("weight", "bias"))
+        want = group_norm_silu_reference(*map(wide, (x, groups, weight, bias)), 1e-6, True)
+        want = paddle.nn.functional.pad(want, [0, 0, 1, 1], data_format="NHWC")
+        strips = x.split(list(lines), axis=1)
+        for name, dtype, pack, apply in (
+            ("reference", "float64", pack_strip_reference, group_norm_silu_strip_reference),
+            ("tiles of 64", "float32", partial(pack_strip_triton, tile=64, parts=3),
+             partial(group_norm_silu_strip_triton, tile=64)),
+            ("own tiles", "float32", pack_strip_triton, group_norm_silu_strip_triton),
+        ):  # fmt: skip
+            messages = paddle.stack([pack(strip.astype(dtype), groups) for strip in strips])
+            scale, shift = weight.astype(dtype), bias.astype(dtype)
+            for rank, strip in enumerate(strips):
+                first = sum(lines[:rank])
+                got = apply(strip.astype(dtype), messages, Strip(rank, lines), groups, scale, shift, 1e-6)
+                part = f"strip {rank} of {list(x.shape)}, {name}"
+                yield f"group_norm_silu_strip {part}", got, want[:, first : first + lines[rank] + 2]
+        # In half precision a message begins with the bits of fp32 numbers.
+        half = [strip.astype("float16") for strip in strips]
+        messages = paddle.stack([pack_strip_triton(strip, groups) for strip in half])
+        parts = paddle.concat(half, axis=1).astype("float64").reshape([images, -1, groups, channels // groups])
+        mean = parts.mean([1, 3])
+        deviation = (parts - mean[:, None, :, None]).square().mean([1, 3]).sqrt()
+        got = merge_strips(messages, Strip(0, lines), images, groups, 0.0)
+        yield f"merge_strips {list(x.shape)}", got, paddle.stack([mean, 1.0 / deviation], axis=1)
+        edges = messages[:, -2 * images * width * channels :].reshape([-1, 2, images, width, channels])
+        for rank, strip in enumerate(half):
+            for edge, line in ((0, 0), (1, -1)):
+                yield f"pack_strip {list(x.shape)}, edge {edge} of strip {rank}", edges[rank, edge], strip[:, line]
+
+
 def conv_cases() -> Iterator[Case]:
     """Lines that end within a tile, outputs that do, programs that share tiles; against another layout and order."""
     for shape, outputs, tiles in [
@@ -255,22 +301,32 @@ def conv_cases() -> Iterator[Case]:
         yield f"upsample_conv3x3 {shape} {outputs}", got, conv3x3_reference(large, wide(filters), wide(bias), None)
         folded = upsample_conv3x3_reference(x, fold(filters), bias)
         yield f"upsample_conv3x3_reference {shape} {outputs}", folded, got
+        yield from halo_cases(x, filters, bias, tiles)
+
+
+def halo_cases(x: Tensor, filters: Tensor, bias: Tensor, tiles: ConvTiles | None) -> Iterator[Case]:
+    """The lines between the first and the last of what comes of the whole map, which need no zeros above and below."""
+    name, residual = (
+        f"{list(x.shape)} {filters.shape[0]} with a halo",
+        tensor(f"halo{x.shape}", *x.shape[:3], bias.size),
+    )
+    exact = [wide(one) for one in (x, filters, bias)]
+    within = residual[:, 1:-1].contiguous()
+    for case, given in (("", None), (", residual", within)):
+        want = conv3x3_reference(*exact, None if given is None else wide(residual))[:, 1:-1]
+        yield f"conv3x3 {name}{case}", conv3x3_triton(x, filters, bias, given, tiles, halo=True), want
+        yield f"conv3x3_reference {name}{case}", conv3x3_reference(*exact, wide(given), True), want
+    want = upsample_conv3x3_reference(exact[0], fold(filters).astype("float64"), exact[2])[:, 2:-2]
+    yield f"upsample_conv3x3 {name}", upsample_conv3x3_triton(x, fold(filters), bias, tiles, halo=True), want
+    got = upsample_conv3x3_reference(exact[0], fold(filters).astype("float64"), exact[2], True)
+    yield f"upsample_conv3x3_reference {name}", got, want
 
 
 def main() -> None:
     paddle.set_device("cpu")
     errors = {"torch is loaded": float("torch" in sys.modules)}
-    every = (
-        attention_cases,
-        scattered_cases,
-        norm_cases,
-        shared_norm_cases,
-        meeting_cases,
-        other_cases,
-        patch_cases,
-        group_norm_cases,
-        conv_cases,
-    )
+    every = (attention_cases, scattered_cases, norm_cases, shared_norm_cases, meeting_cases, other_cases, patch_cases,
+             group_norm_cases, strip_cases, conv_cases)  # fmt: skip
     for cases in (some() for some in every):
         for name, got, want in cases:
             error = (

@@ -123,7 +123,7 @@ def conv() -> Iterator[Row]:
         for tiles in [None, *(one for one in some if channels % one.channels == 0)]:
             row = {"bench": "conv", "shape": [side, channels, outputs], "kind": kind, "tiles": tiles}
             if tiles is None:
-                row["chosen"] = tiles_for(side, channels, outputs)
+                row["chosen"] = tiles_for((4 if kind == "up" else 1) * side, side, channels, outputs)
             try:
                 off = error(call(tiles), want)
                 ms = milliseconds(call, tiles)
