@@ -92,7 +92,7 @@ def targets_of(
     """
     if outs is None:
         made = [empty([*x.shape[:2], x.shape[3] * x.shape[4]], x) for x in segments]
-        return made, [(x, x.shape[1], *x.strides[:2]) for x in made]
+        return made, [(x, 1, *x.strides[:2]) for x in made]
     require(len(outs) == len(segments), "outs", f"a list of {len(outs)}", f"one for each of {len(segments)} segments")
     for x, out in zip(segments, outs, strict=True):
         shards, kind = out.addresses.shape, out.addresses.dtype

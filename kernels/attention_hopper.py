@@ -12,6 +12,7 @@ from paddle import Tensor
 
 from sd3par.kernels.attention import LOG2_E, Scattered, check_segments, targets_of
 from sd3par.kernels.attention_hopper_kernel import _attention_hopper
+from sd3par.kernels.attention_hopper_split import Plan, planned
 from sd3par.kernels.runtime import architecture, descriptor, empty, launch, processors
 
 HEAD_DIM = 64
@@ -34,24 +35,44 @@ def _readable(x: Tensor) -> bool:
     return head_dim == HEAD_DIM and dense and aligned
 
 
-def attention_hopper(segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
-    """What `attention_triton` does, for segments that `fits`."""
+def attention_hopper(
+    segments: list[Tensor], outs: list[Scattered] | None = None, plan: Plan | None = None
+) -> list[Tensor]:
+    """What `attention_triton` does, for segments that `fits`; plan: instead of the one that should be fastest."""
     rows, heads, head_dim = check_segments(segments)
     made, targets = targets_of(segments, outs)
     filled = [i for i, x in enumerate(segments) if x.shape[1]]  # TMA knows no empty tensors
     if not filled:
         return made
     one, two = filled[0], filled[-1]
-    tokens = segments[one].shape[1], segments[two].shape[1] if two != one else 0
+    like, tokens = segments[one], (segments[one].shape[1], segments[two].shape[1] if two != one else 0)
     tiles = rows * heads * sum(-(-count // (_GROUPS * _GROUP)) for count in tokens)
-    programs = min(tiles, processors())
+    plan = plan or planned(tiles, sum(-(-count // _KEYS) for count in tokens), processors())
+    split = plan.whole < tiles
+    programs = processors() if split else min(tiles, processors())
+    parts = [tiles - plan.whole + programs, _GROUPS, _GROUP * head_dim + 2 * _GROUP]
     launch(
         _attention_hopper, (programs,), _tokens_of(segments[one]), _tokens_of(segments[two]), targets[one],
-        targets[two], empty([programs, _GROUPS], segments[one], paddle.int32), *tokens, rows, heads, KEYS=_KEYS,
-        STAGES=_STAGES, ANCHORED=segments[one].dtype == paddle.bfloat16, REGISTERS=_REGISTERS,
-        SCALE=LOG2_E * head_dim**-0.5, num_warps=4,
+        targets[two], empty([programs, _GROUPS], like, paddle.int32),
+        empty(parts, like, paddle.float32) if split else None, _arrivals(like.place) if split else None, *tokens, rows,
+        heads, *plan, KEYS=_KEYS, STAGES=_STAGES, ANCHORED=like.dtype == paddle.bfloat16, SPLIT=split,
+        REGISTERS=_REGISTERS, SCALE=LOG2_E * head_dim**-0.5, num_warps=4,
     )  # fmt: skip
     return made
+
+
+_arrived: dict[str, Tensor] = {}
+
+
+def _arrivals(place: object) -> Tensor:
+    """Returns a device's counters, int32, which every launch leaves at 0, for launches one after another.
+
+    They are made in the first launch, which nobody records: it compiles.
+    """
+    key = str(place)
+    if key not in _arrived:
+        _arrived[key] = paddle.zeros([_GROUPS * processors()], dtype="int32")
+    return _arrived[key]
 
 
 def _tokens_of(x: Tensor) -> object:

@@ -9,7 +9,10 @@ exponential for it and no scaling of sums: 304 instructions a block and thread i
 
 from __future__ import annotations
 
-from sd3par.kernels.attention_hopper_copy import _again, _holds, _next, _place, _produce, _tiles
+from functools import partial
+
+from sd3par.kernels.attention_hopper_copy import _again, _bit, _counts, _holds, _next, _place, _produce
+from sd3par.kernels.attention_hopper_split import _join, _turn, _turns
 from sd3par.kernels.runtime import gl, gluon_jit, hopper
 
 
@@ -28,13 +31,13 @@ def _hide(scores, block, work):  # type: ignore[no-untyped-def]
 
 
 @gluon_jit
-def _first_block(q, k, work, SCALE: gl.constexpr):  # type: ignore[no-untyped-def]
+def _first_block(q, k, block, work, SCALE: gl.constexpr):  # type: ignore[no-untyped-def]
     """q: [64, head_dim], k: [KEYS, head_dim] in shared memory -> a row's largest score [64], its weights [64, KEYS]."""
     KEYS: gl.constexpr = k.shape[0]
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, KEYS, 16])
     none = gl.zeros([64, KEYS], gl.float32, SCORES)
     scores = hopper.warpgroup_mma(q, k.permute((1, 0)), none, use_acc=False, is_async=True)
-    scores = _hide(hopper.warpgroup_mma_wait(0, deps=[scores]), 0, work)
+    scores = _hide(hopper.warpgroup_mma_wait(0, deps=[scores]), block, work)
     top = gl.max(scores, 1) * SCALE
     return top, gl.exp2(scores * SCALE - top[:, None])
 
@@ -54,14 +57,15 @@ def _lane_sums(x):  # type: ignore[no-untyped-def]
 
 @gluon_jit
 def _attend(  # type: ignore[no-untyped-def]
-    q, work, bufs, bars, rings, SCALE: gl.constexpr, ANCHORED: gl.constexpr
+    q, start, end, work, bufs, bars, rings, SCALE: gl.constexpr, ANCHORED: gl.constexpr
 ):
-    """q: [64, head_dim] in shared memory or registers -> its sums [64, head_dim] and [64], and the rings behind them.
+    """q: [64, head_dim] in shared memory or registers, to attend to blocks start .. end of keys.
+
+    Returns its sums [64, head_dim] and [64], what they are relative to [64], and the rings behind those blocks.
 
     It waits for the next block's keys before the sums are complete: only across such a wait, a branch, does the
     assembler leave the exponentials where they overlap the products.
     """
-    first_tokens, second_tokens, rows, heads = work
     _, k_bufs, v_bufs = bufs
     _, _, k_ready, k_empty, v_ready, v_empty, _ = bars
     k_index, k_phase, v_index, v_phase = rings
@@ -70,17 +74,16 @@ def _attend(  # type: ignore[no-untyped-def]
     DIM: gl.constexpr = k_bufs.shape[2]
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, DIM, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
-    blocks = gl.cdiv(first_tokens, KEYS) + gl.cdiv(second_tokens, KEYS)
     acc = gl.zeros([64, DIM], gl.float32, SUMS)
     hopper.mbarrier.wait(k_ready.index(k_index), k_phase)
-    top, weights = _first_block(q, k_bufs.index(k_index), work, SCALE)
+    top, weights = _first_block(q, k_bufs.index(k_index), start, work, SCALE)
     none = gl.full([64, KEYS], 0.0, gl.float32, weights.type.layout)
     hopper.mbarrier.arrive(k_empty.index(k_index))
     k_index, k_phase = _next(k_index, k_phase, STAGES)
     total = _lane_sums(weights)
     p = gl.convert_layout(weights.to(q.dtype), WEIGHTS)
-    hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=blocks > 1)
-    for block in range(1, blocks):
+    hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=start + 1 < end)
+    for block in range(start + 1, end):
         scores = hopper.warpgroup_mma(q, k_bufs.index(k_index).permute((1, 0)), none, use_acc=False, is_async=True)
         hopper.mbarrier.wait(v_ready.index(v_index), v_phase)
         acc = hopper.warpgroup_mma(p, v_bufs.index(v_index), acc, is_async=True)
@@ -92,7 +95,7 @@ def _attend(  # type: ignore[no-untyped-def]
             total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None]
         weights = gl.exp2(scores * SCALE - top[:, None])
         total += _lane_sums(weights)
-        hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=block + 1 < blocks)
+        hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=block + 1 < end)
         acc = hopper.warpgroup_mma_wait(0, deps=[acc])
         hopper.mbarrier.arrive(v_empty.index(v_index))
         v_index, v_phase = _next(v_index, v_phase, STAGES)
@@ -104,45 +107,57 @@ def _attend(  # type: ignore[no-untyped-def]
     hopper.mbarrier.arrive(v_empty.index(v_index))
     v_index, v_phase = _next(v_index, v_phase, STAGES)
     total = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, SUMS))
-    return acc, total, (k_index, k_phase, v_index, v_phase)
+    return acc, total, gl.convert_layout(top, gl.SliceLayout(1, SUMS)), (k_index, k_phase, v_index, v_phase)
 
 
 @gluon_jit
 def _consume(  # type: ignore[no-untyped-def]
-    targets, work, failed, bufs, bars, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr
-):
+    targets, work, plan, scratch, bufs, bars, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr,
+    SPLIT: gl.constexpr,
+):  # fmt: skip
     """One warp group: 64 queries of every tile."""
-    _, _, _, _, _, _, done = bars
+    done = bars[6]
+    failed = scratch[0]
     GROUPS: gl.constexpr = bufs[0].shape[0]
-    zero = gl.to_tensor(0)
+    zero, every = gl.to_tensor(0), gl.to_tensor(-1)
     rings, broken = _consume_tiles(
-        targets, work, gl.to_tensor(-1), bufs, bars, (zero, zero, zero, zero, zero), GROUP, SCALE, ANCHORED, ANCHORED
-    )
+        targets, work, plan, scratch, every, every, bufs, bars, (zero, zero, zero, zero, zero), GROUP, SCALE, ANCHORED,
+        ANCHORED, SPLIT, False,
+    )  # fmt: skip
     if ANCHORED:
         gl.store(failed + gl.program_id(0) * GROUPS + GROUP, broken)
         hopper.mbarrier.arrive(done.index(0))
         hopper.mbarrier.wait(done.index(0), 0)
-        _consume_tiles(targets, work, _again(failed, GROUPS), bufs, bars, rings, GROUP, SCALE, False, True)
+        _consume_tiles(
+            targets, work, plan, scratch, _again(failed, GROUPS), broken, bufs, bars, rings, GROUP, SCALE, False, True,
+            SPLIT, True,
+        )  # fmt: skip
 
 
 @gluon_jit
 def _consume_tiles(  # type: ignore[no-untyped-def]
-    targets, work, which, bufs, bars, rings, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr,
-    HELD: gl.constexpr,
+    targets, work, plan, scratch, which, mine, bufs, bars, rings, GROUP: gl.constexpr, SCALE: gl.constexpr,
+    ANCHORED: gl.constexpr, HELD: gl.constexpr, SPLIT: gl.constexpr, AGAIN: gl.constexpr,
 ):  # fmt: skip
-    """The program's tiles that `which` holds; returns the rings and those of the tiles whose sums are not finite.
+    """The program's turns that `which` holds, of which it stores those that `mine` holds.
 
-    HELD: queries are in registers, of which the anchored loop leaves enough.
+    Returns the rings and the turns whose sums are not finite. HELD: queries are in registers, of which the anchored
+    loop leaves enough. AGAIN: no tile is split.
     """
     GROUPS: gl.constexpr = bufs[0].shape[0]
+    KEYS: gl.constexpr = bufs[1].shape[1]
     first_tokens, second_tokens, rows, heads = work
-    q_ready, q_empty, k_bufs = bars[0], bars[1], bufs[1]
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, k_bufs.shape[1], 16])
+    q_ready, q_empty = bars[0], bars[1]
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, KEYS, 16])
     k_index, k_phase, v_index, v_phase, q_phase = rings
-    count = gl.to_tensor(0)
     broken = gl.to_tensor(0)
-    for tile in range(gl.program_id(0), _tiles(work, 64 * GROUPS), gl.num_programs(0)):
-        if _holds(which, count):
+    tiles, blocks = _counts(work, 64 * GROUPS, KEYS)
+    for count in range(0 if SPLIT else 2, _turns(plan)):
+        tile, start, end = _turn(count, tiles, blocks, plan, SPLIT)
+        taken = (start < end) & _holds(which, count)
+        if AGAIN:
+            start, end = gl.to_tensor(0), blocks
+        if taken:
             in_first, begin, head, row = _place(tile, work, 64 * GROUPS)
             begin += 64 * GROUP
             hopper.mbarrier.wait(q_ready.index(GROUP), q_phase)
@@ -153,19 +168,22 @@ def _consume_tiles(  # type: ignore[no-untyped-def]
                 hopper.mbarrier.arrive(q_empty.index(GROUP))
             else:
                 q = bufs[0].index(GROUP)
-            acc, total, inner = _attend(q, work, bufs, bars, inner, SCALE, ANCHORED)
+            acc, total, top, inner = _attend(q, start, end, work, bufs, bars, inner, SCALE, ANCHORED)
             k_index, k_phase, v_index, v_phase = inner
             if not HELD:
                 hopper.mbarrier.arrive(q_empty.index(GROUP))
-            if ANCHORED:
-                broken |= _unbounded(acc, total) << (count & 31)
-            acc = acc / total[:, None]
-            result = acc.to(bufs[0].dtype)
-            if in_first:
-                _store(targets[0], result, row, begin, first_tokens, head)
-            else:
-                _store(targets[1], result, row, begin, second_tokens, head)
-        count += 1
+            complete = _holds(mine, count)
+            if SPLIT and not AGAIN:
+                complete = end - start == blocks
+                acc, total, complete = _join(acc, total, top, complete, tile, blocks, plan, scratch, GROUP, GROUPS)
+            if complete:
+                if ANCHORED:
+                    broken |= _unbounded(acc, total) << _bit(count)
+                result = (acc / total[:, None]).to(bufs[0].dtype)
+                if in_first:
+                    _store(targets[0], result, row, begin, first_tokens, head)
+                else:
+                    _store(targets[1], result, row, begin, second_tokens, head)
     return (k_index, k_phase, v_index, v_phase, q_phase), broken
 
 
@@ -211,15 +229,21 @@ def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):  # type: ignore[no-u
     return bars
 
 
-@gluon_jit
-def _attention_hopper(  # type: ignore[no-untyped-def]
-    first, second, first_target, second_target, failed, first_tokens, second_tokens, rows, heads,
-    KEYS: gl.constexpr, STAGES: gl.constexpr, ANCHORED: gl.constexpr, REGISTERS: gl.constexpr, SCALE: gl.constexpr,
-):  # fmt: skip
-    """Each program takes tiles of queries, each of one head and row, as long as there are any.
+_SIZES = ("first_tokens", "second_tokens", "rows", "heads", "whole", "share", "span")
 
-    failed: [programs, 2] int32, room for what groups tell each other; SCALE: log2(e) / sqrt(head_dim), for
-    exp2; REGISTERS: a thread's of the groups that multiply.
+
+@partial(gluon_jit, of_any_value=_SIZES)
+def _attention_hopper(  # type: ignore[no-untyped-def]
+    first, second, first_target, second_target, failed, parts, arrived,
+    first_tokens, second_tokens, rows, heads, whole, share, span,
+    KEYS: gl.constexpr, STAGES: gl.constexpr, ANCHORED: gl.constexpr, SPLIT: gl.constexpr, REGISTERS: gl.constexpr,
+    SCALE: gl.constexpr,
+):  # fmt: skip
+    """Each program takes tiles of queries, each of one head and row, as whole, share and span say, which are a Plan's.
+
+    failed: [programs, 2] int32, room for what groups tell each other; SPLIT: whether any tile is split, by way of
+    parts, fp32, as large as _pointers wants it, and arrived, [2 * programs] int32, 0 before and after; SCALE: log2(e) /
+    sqrt(head_dim), for exp2; REGISTERS: a thread's of the groups that multiply.
     """
     GROUPS: gl.constexpr = 2
     DIM: gl.constexpr = first.block_type.shape[2]
@@ -235,11 +259,13 @@ def _attention_hopper(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     targets = (first_target, second_target)
     work = (first_tokens, second_tokens, rows, heads)
+    plan = (whole, share, span)
+    scratch = (failed, parts, arrived)
     gl.warp_specialize(
         [
-            (_consume, (targets, work, failed, bufs, bars, 0, SCALE, ANCHORED)),
-            (_consume, (targets, work, failed, bufs, bars, 1, SCALE, ANCHORED)),
-            (_produce, (first, second, work, failed, bufs, bars, ANCHORED)),
+            (_consume, (targets, work, plan, scratch, bufs, bars, 0, SCALE, ANCHORED, SPLIT)),
+            (_consume, (targets, work, plan, scratch, bufs, bars, 1, SCALE, ANCHORED, SPLIT)),
+            (_produce, (first, second, work, plan, failed, bufs, bars, ANCHORED, SPLIT)),
         ],
         [4, 1],
         [REGISTERS, 24],

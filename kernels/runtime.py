@@ -48,9 +48,12 @@ def jit(function: Callable[..., None]) -> Any:
     return function if triton is None else triton.jit(function)
 
 
-def gluon_jit(function: Callable[..., Any]) -> Any:
-    """Marks a Gluon kernel, or a function of one; without Triton it stays what it is."""
-    return function if triton is None else gluon.jit(function)
+def gluon_jit(function: Callable[..., Any], of_any_value: tuple[str, ...] = ()) -> Any:
+    """Marks a Gluon kernel, or a function of one; without Triton it stays what it is.
+
+    of_any_value: integers that it is not compiled anew for, whatever divides them.
+    """
+    return function if triton is None else gluon.jit(function, do_not_specialize=of_any_value)
 
 
 def descriptor(x: Tensor, shape: list[int], strides: list[int], box: tuple[int, ...]) -> Any:

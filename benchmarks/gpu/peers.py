@@ -74,7 +74,8 @@ def linear(rows: int, columns: int) -> Linear:
     """Returns a product with weights [rows, columns], the same on every rank."""
     made = Linear(rows, columns, DTYPE)
     made.weight.set_value((paddle.randn([rows, columns]) * rows**-0.5).astype(DTYPE))
-    made.bias.set_value(paddle.randn([columns]).astype(DTYPE))
+    if made.bias is not None:
+        made.bias.set_value(paddle.randn([columns]).astype(DTYPE))
     return made
 
 
@@ -98,6 +99,7 @@ def exchange(mesh: Mesh, rows: int) -> None:
     for name, way in ways:
 
         def attend(heads: list[Tensor], way: Any = way) -> list[Tensor]:
+            """heads: [R, T, 3 * heads * hd] each -> mixed tokens, [R, t, heads * hd] each."""
             split = [x.reshape([rows, x.shape[1], 3, -1, HEAD_DIM]) for x in heads]
             return way.attend([split], tokens)
 
@@ -132,6 +134,7 @@ def sums(mesh: Mesh, rows: int) -> None:
         held = [way.held(x) for x in streams]
 
         def norm(parts: list[Tensor], way: Any = way, held: list[Tensor] = held) -> list[Tensor]:
+            """parts: what `add` gives -> norms, [R, t, D] each."""
             given = [kernels.Stream(x, part, gate, ((scale, shift),)) for x, part in zip(held, parts, strict=True)]
             return [normed for _, normed in way.norm(given, [IMAGE, TEXT])]
 

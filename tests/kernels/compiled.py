@@ -26,6 +26,7 @@ from sd3par.kernels.adaln import Stream, _adaln, adaln_triton
 from sd3par.kernels.attention import Scattered, _attention, attention_triton
 from sd3par.kernels.attention_hopper import attention_hopper
 from sd3par.kernels.attention_hopper_kernel import _attention_hopper
+from sd3par.kernels.attention_hopper_split import Plan
 from sd3par.kernels.conv import _conv3x3, conv3x3_triton, upsample_conv3x3_triton
 from sd3par.kernels.gated_sum import _gated_sum, gated_sum_triton
 from sd3par.kernels.group_norm_silu import _apply, _merge, _partial, group_norm_silu_triton
@@ -119,11 +120,16 @@ def assembled(ptx: str) -> str:
 
 
 def call_hopper() -> list[object]:
-    """Returns for each dtype, and tensors or addresses: cubin and shared memory bytes, what the assembler says."""
+    """Returns for each way to compile it: cubin and shared memory bytes, what the assembler says.
+
+    Both dtypes; to tensors and to addresses; with tiles whole and split.
+    """
     for dtype in ("bfloat16", "float16"):
         image, text = paddle.zeros([1, 77, 3, 24, 64], dtype=dtype), paddle.zeros([1, 333, 3, 24, 64], dtype=dtype)
         attention_hopper([image, text])
-        attention_hopper([image, text], scattered([image, text]))
+        attention_hopper([image, text], scattered([image, text]), Plan(0, 3, 4))
+    attention_hopper([image.astype("bfloat16"), text.astype("bfloat16")], None, Plan(0, 3, 4))
+    attention_hopper([image.astype("bfloat16"), text.astype("bfloat16")], scattered([image, text]))
     made = _attention_hopper.device_caches[90][0].values()
     return [(len(one.asm["cubin"]), one.metadata.shared, assembled(one.asm["ptx"])) for one in made]
 
