@@ -9,18 +9,20 @@ import logging
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
+import paddle
 from paddle import Tensor
 
 from sd3par.device import CapturedGraph, Device, overwrite
 from sd3par.errors import shorten
 from sd3par.graph import why_not
+from sd3par.mesh import Axis, Mesh
 
 T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
 
 MOST_GRAPHS = 8  # kept of all functions together
 MOST_BYTES = 8 << 30  # of all of them together; larger pictures keep the device busy without
 # Calls of a shape that ask for the operators one by one. They compile, choose and warm up what the recording needs,
-# and a process that makes one picture with guidance, two prompts, is done sooner without any recording.
+# and a process that makes one or two pictures is done sooner without any recording.
 EAGER_CALLS = 2
 _MOST_COUNTED = 256  # shapes, of which calls are counted
 
@@ -61,23 +63,36 @@ class Captured:
 
     Of too many recordings, or too large ones, those that were not used for longest go.
 
+    Functions with collectives are called by all processes of an axis alike, and this object calls nothing else. Each of
+    them records when the others do and drops what they drop: a collective that one replays and another asks for is an
+    error of NCCL's. So a recording counts as many bytes as on the process where it takes most.
+
     Args:
         device: the current device.
         must: whether a call that cannot be recorded is an error, or the operators are run one by one from then on.
         most: how many recordings are kept.
         most_bytes: how much memory they may take together.
+        mesh, axis: the processes that call the functions together.
     """
 
-    def __init__(self, device: Device, must: bool, most: int = MOST_GRAPHS, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(
+        self, device: Device, must: bool, most: int = MOST_GRAPHS, most_bytes: int = MOST_BYTES,
+        mesh: Mesh = Mesh.single(), axis: Axis = Axis(),
+    ) -> None:  # fmt: skip
         self.device, self.must, self.most, self.most_bytes = device, must, most, most_bytes
+        self._mesh, self._axis = mesh, axis
         self.off = ""  # why nothing is recorded any more
         self._recordings: dict[Hashable, _Recording] = {}  # the one used last comes last
         self._calls: dict[Hashable, int] = {}
 
     @classmethod
-    def choose(cls, engine: str, device: Device) -> Captured | None:
-        """Returns what an engine of `pipeline.ENGINES` has on a device, None for eager."""
-        return None if engine == "eager" or why_not(device) else cls(device, must=engine == "graph")
+    def choose(cls, engine: str, device: Device, mesh: Mesh = Mesh.single(), axis: Axis = Axis()) -> Captured | None:
+        """Returns what an engine of `pipeline.ENGINES` has on a device, None for eager.
+
+        In a mesh a failure to record is always an error: the other processes, which recorded, would wait for this one.
+        """
+        must = engine == "graph" or axis.size > 1
+        return None if engine == "eager" or why_not(device) else cls(device, must, mesh=mesh, axis=axis)
 
     def __call__(self, function: Callable[..., T], *inputs: Tensor) -> T:
         """Returns function(*inputs) in memory that no later call writes to."""
@@ -111,6 +126,7 @@ class Captured:
         self._make_room(1)
         try:
             recording = _Recording(self.device, function, inputs)
+            recording.bytes = self._most_of_all(recording.bytes)
         except Exception as error:
             if self.must:
                 log.error("%s could not be recorded as a CUDA graph; engine eager does without", _name(function))
@@ -123,6 +139,11 @@ class Captured:
             recording.reset()
             return None
         return recording
+
+    def _most_of_all(self, count: int) -> int:
+        """Returns the largest of the axis' processes' counts."""
+        every = self._mesh.all_gather(self._axis, paddle.to_tensor([count], dtype="int64"))
+        return int(every.numpy().max())
 
     def _make_room(self, more: int) -> None:
         """Drops recordings until `more` can be added and the others take no more than they may."""

@@ -120,6 +120,22 @@ def tokens_for(sp_rank: int, sp: int, total: int) -> Tokens:
     return Tokens(start, min(start + size, total), size, total)
 
 
+def split_axis(parallel: ParallelConfig, *counts: int) -> str:
+    """Returns which processes split what has `counts` equal pieces: the most whose number divides all of the counts.
+
+    "world": all processes; "mp", "sp" or "dp": those of that axis, of which rank 0 is one; "none": rank 0 alone.
+    """
+    sizes = {"world": parallel.world, "mp": parallel.mp, "sp": parallel.sp, "dp": parallel.dp}
+    fitting = [name for name, size in sizes.items() if all(count % size == 0 for count in counts)]
+    best = max(fitting, key=lambda name: sizes[name], default="none")
+    return best if best == "world" or sizes.get(best, 1) > 1 else "none"
+
+
+def clip_ranks(world: int) -> tuple[int, int]:
+    """Returns the ranks that run CLIP-L and CLIP-G: the last ones, which have no T5 where it cannot be split."""
+    return max(world - 2, 0), world - 1
+
+
 def check_world(parallel: ParallelConfig, world: int) -> None:
     """Raises ConfigError, which says what to type, unless dp * mp * sp processes were started."""
     if parallel.world != world:
