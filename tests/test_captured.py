@@ -9,6 +9,7 @@ from paddle import Tensor
 from sd3par import captured
 from sd3par.captured import EAGER_CALLS, Captured, directly
 from sd3par.device import Device
+from sd3par.mesh import Axis, Mesh
 
 CARD = Device("nvgpu:0", "bfloat16")
 
@@ -113,4 +114,5 @@ def test_engines() -> None:
     assert Captured.choose("auto", Device("cpu", "float32")) is None
     auto, graph = Captured.choose("auto", CARD), Captured.choose("graph", CARD)
     assert (auto.must, graph.must) == (False, True)
+    assert Captured.choose("auto", CARD, Mesh(), Axis(size=2)).must  # another process would wait for this one
     assert directly(Layer(), paddle.ones([1])).tolist() == [2]
