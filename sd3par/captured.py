@@ -22,7 +22,7 @@ T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
 MOST_GRAPHS = 8  # kept of all functions together
 MOST_BYTES = 8 << 30  # of all of them together; larger pictures keep the device busy without
 # Calls of a shape that ask for the operators one by one. They compile, choose and warm up what the recording needs,
-# and a process that makes one picture with guidance, two prompts, is done sooner without any recording.
+# and a process that makes one or two pictures is done sooner without any recording.
 EAGER_CALLS = 2
 _MOST_COUNTED = 256  # shapes, of which calls are counted
 
@@ -62,6 +62,10 @@ class Captured:
     and reads its weights from where they were when it was recorded: `clear` after giving them other memory.
 
     Of too many recordings, or too large ones, those that were not used for longest go.
+
+    Functions with collectives are called by all processes of an axis alike, and this object calls nothing else. Each of
+    them records when the others do and drops what they drop: a collective that one replays and another asks for is an
+    error of NCCL's. So a recording counts as many bytes as on the process where it takes most.
 
     Args:
         device: the current device.

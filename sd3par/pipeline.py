@@ -22,8 +22,7 @@ from sd3par.denoise import Denoiser, OnStep
 from sd3par.device import Device, choose, synchronize
 from sd3par.errors import Cancelled, ConfigError, RankFailure
 from sd3par.graph import StepGraphs
-from sd3par.guidance import join_halves
-from sd3par.inputs import Inputs, PromptEmbeds, Start, preflight, spread, texts
+from sd3par.inputs import Inputs, PromptEmbeds, Start, preflight, texts
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
 from sd3par.noise import noise
@@ -31,6 +30,7 @@ from sd3par.plan import Rows, rows_for
 from sd3par.scheduler import Schedule, SchedulerConfig, add_noise, schedule
 from sd3par.text import TextEncoders, TextStates
 from sd3par.text.load import load_text
+from sd3par.text.request import encode_request
 from sd3par.vae import VAE
 from sd3par.watchdog import TIMEOUT_S, Watchdog
 
@@ -119,7 +119,7 @@ class SD3Pipeline:
         """Reads the weights of opened files, each rank its slices of the transformer."""
         transformer = MMDiT.load(files.transformer, target.dtype, mesh)
         vae = VAE.load(files.vae, target.dtype, mesh=mesh)
-        text = load_text(files, target.dtype)
+        text = load_text(files, target.dtype, mesh)
         return cls(files, transformer, vae, text, mesh, parallel)
 
     def __call__(
@@ -197,7 +197,7 @@ class SD3Pipeline:
             require(callback is None or callable(callback), "callback_on_step_end", callback, allowed)
             request = preflight(self.files, request, self.parallel, inputs)
             start = inputs.start(self._latent_shape(request, inputs), *request.size)
-        self._check_same(request)
+        self._check_same(request, inputs)
         with self.watchdog.told_of_errors():
             return self._render(request, inputs, start, output_type, callback, progress)
 
@@ -212,9 +212,12 @@ class SD3Pipeline:
         if self.mesh.any(refused is not None):
             raise refused or RankFailure("another process refused this request; its error says why")
 
-    def _check_same(self, request: GenerationRequest) -> None:
+    def _check_same(self, request: GenerationRequest, inputs: Inputs) -> None:
         """Raises ConfigError on every rank where not all were given the same request: the picture would be of none."""
-        mine = zlib.crc32(repr(request).encode())
+        states = inputs.embeds and (
+            inputs.embeds.negative is None
+        )  # what is not given is encoded by all ranks together
+        mine = zlib.crc32(repr((request, states)).encode())
         every = self.mesh.all_gather(self.mesh.world, paddle.to_tensor([mine], dtype="int64"))
         allowed = "the same call on every rank (prompts, sizes, seed, steps, ...)"
         require(bool((every.numpy() == mine).all()), "request", "another one on another rank", allowed)
@@ -248,23 +251,11 @@ class SD3Pipeline:
 
     def _encode(self, request: GenerationRequest, inputs: Inputs, rows: Rows) -> TextStates:
         """Returns the states of this dp rank's rows only."""
-        negatives = {"both": (True, False), "uncond": (True,), "cond": (False,), "none": (False,)}[rows.guidance]
-        return join_halves([self._half(request, inputs, rows, negative) for negative in negatives])
-
-    def _half(self, request: GenerationRequest, inputs: Inputs, rows: Rows, negative: bool) -> TextStates:
-        """Returns the states of this rank's unconditional or conditional rows, one per image."""
-        if inputs.embeds is not None:
-            states = inputs.embeds.states(rows, request.num_images_per_prompt, negative)
-            if states is not None:
-                return states
-        kind = "negative_prompt" if negative else "prompt"
-        first, second, third = (getattr(request, kind + suffix) for suffix in ("", "_2", "_3"))
-        count = request.num_images_per_prompt
-        clip_l, clip_g, t5 = (spread(each or first or ("",), rows, count) for each in (first, second, third))
-        if self.text is None:
-            raise ConfigError("prompt", request.prompt, "prompt_embeds: the model has no text encoders")
         width = self.transformer.config.joint_attention_dim
-        return self.text.encode(clip_l, clip_g, t5, request.max_sequence_length, width, self.captured or directly)
+        call = together = self.captured or directly
+        if self.captured is not None and self.text is not None and self.text.split:
+            together = self.captured.together
+        return encode_request(self.text, request, inputs, rows, width, call, together)
 
     def _plan(self, request: GenerationRequest, inputs: Inputs) -> Schedule:
         return schedule(self.scheduler, request.num_inference_steps, inputs.strength(request), inputs.sigmas)

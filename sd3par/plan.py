@@ -187,6 +187,11 @@ def tokens_for(sp_rank: int, sp: int, total: int) -> Tokens:
     return Tokens(start, min(start + size, total), size, total)
 
 
+def clip_ranks(world: int) -> tuple[int, int]:
+    """Returns the ranks that run CLIP-L and CLIP-G: the last ones."""
+    return max(world - 2, 0), world - 1
+
+
 def check_world(parallel: ParallelConfig, world: int) -> None:
     """Raises ConfigError, which says what to type, unless dp * mp * sp processes were started."""
     if parallel.world != world:

@@ -61,9 +61,9 @@ def test_pictures_are_diffusers(trained: SD3Pipeline, name: str) -> None:
 def test_prompt_embeds_give_the_prompts_picture(pipe: SD3Pipeline) -> None:
     case = CASES["two-prompts"]
     encode = pipe.text.encode
-    states = encode(PROMPTS, PROMPTS, PROMPTS, 77, pipe.transformer.config.joint_attention_dim)
+    states = encode(PROMPTS, PROMPTS, PROMPTS, 77, pipe.transformer.config.joint_attention_dim).rows(range(2))
     negative = case["negative_prompt"]
-    uncond = encode(negative, negative, negative, 77, pipe.transformer.config.joint_attention_dim)
+    uncond = encode(negative, negative, negative, 77, pipe.transformer.config.joint_attention_dim).rows(range(2))
     rest = {name: value for name, value in arguments(case).items() if "prompt" not in name}
     out = pipe(prompt_embeds=states.context, pooled_prompt_embeds=states.pooled.numpy(), output_type="latent",
                negative_prompt_embeds=uncond.context, negative_pooled_prompt_embeds=uncond.pooled, **rest)  # fmt: skip

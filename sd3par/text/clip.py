@@ -13,6 +13,7 @@ from sd3par.config import parse_config, require
 from sd3par.layers import Embedding, LayerNorm, Linear
 from sd3par.plan import Source
 from sd3par.text.attention import self_attention
+from sd3par.text.place import Place
 from sd3par.weights import Component, fill
 
 # Keys of transformers' CLIPTextConfig that matter in training only, or that the tokenizer's own files decide.
@@ -80,12 +81,12 @@ class CLIPLayer(nn.Layer):
 
 
 class CLIPTextEncoder(nn.Layer):
-    """transformers' `CLIPTextModelWithProjection`, as SD3 uses it."""
+    """transformers' `CLIPTextModelWithProjection`, as SD3 uses it; without weights where another rank runs it."""
 
-    def __init__(self, config: CLIPTextConfig, dtype: str) -> None:
+    def __init__(self, config: CLIPTextConfig, dtype: str, place: Place = Place()) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.config = config
+        self.config, self.dtype, self.place = config, dtype, place
         self.token_embedding = Embedding(config.vocab_size, dim, dtype)
         self.position_embedding = Embedding(config.max_position_embeddings, dim, dtype)
         self.layers = nn.LayerList([CLIPLayer(config, dtype) for _ in range(config.num_hidden_layers)])
@@ -93,16 +94,21 @@ class CLIPTextEncoder(nn.Layer):
         self.text_projection = Linear(dim, config.projection_dim, dtype, bias=False)
 
     @classmethod
-    def load(cls, component: Component, dtype: str) -> CLIPTextEncoder:
-        """Returns the encoder of a checkpoint.
+    def load(cls, component: Component, dtype: str, place: Place = Place()) -> CLIPTextEncoder:
+        """Returns the encoder of a checkpoint, of which nothing is read where another rank runs it.
 
         Raises:
             ConfigError: config.json describes something else.
             CheckpointError: a tensor is missing, left over, of another shape, or not finite.
         """
-        encoder = cls(parse_config(CLIPTextConfig, component.config, component.where, IGNORED_KEYS), dtype)
-        fill(encoder, component.checkpoint, clip_source, ignored=("text_model.embeddings.position_ids",))
+        encoder = cls(parse_config(CLIPTextConfig, component.config, component.where, IGNORED_KEYS), dtype, place)
+        if place.here:
+            fill(encoder, component.checkpoint, clip_source, ignored=("text_model.embeddings.position_ids",))
         return encoder
+
+    def shapes(self, rows: int, length: int) -> list[list[int]]:
+        """Returns the shapes of what it gives for ids [rows, length]."""
+        return [[rows, length, self.config.hidden_size], [rows, self.config.projection_dim]]
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes prompts.

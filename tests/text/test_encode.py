@@ -38,7 +38,7 @@ def encoders() -> TextEncoders:
 
 def encode(encoders: TextEncoders, *prompts: list[str], length: int = T5_LENGTH, dim: int = JOINT_DIM) -> TextStates:
     with paddle.no_grad():
-        return encoders.encode(*prompts, length, dim)
+        return encoders.encode(*prompts, length, dim).rows(range(len(prompts[0])))
 
 
 def difference(states: paddle.Tensor, golden: np.ndarray) -> float:
