@@ -35,15 +35,15 @@ from sd3par.kernels.group_norm_strips import (
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton
 from sd3par.kernels.linear import (
     Product,
-    Rectangle,
     fuses,
     fuses_gelu,
     linear_fused,
     linear_gelu_fused,
     linear_gelu_reference,
     linear_reference,
-    linear_to,
 )
+from sd3par.kernels.linear_hopper import Rectangle
+from sd3par.kernels.linear_to import linear_pair_reference, linear_pair_triton, linear_to, worth_a_pair
 from sd3par.kernels.meet import meet_triton
 from sd3par.kernels.patch_embed import MAX_FEATURES, patch_embed_reference, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
@@ -52,8 +52,8 @@ from sd3par.kernels.runtime import architecture, takes, why_not
 __all__ = [
     "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "Strip", "adaln", "attention", "conv3x3",
     "fold", "gated_sum", "gated_sum_to", "group_norm_silu", "group_norm_silu_strip", "guidance_euler", "linear",
-    "linear_gelu", "linear_to", "meet", "pack_strip", "patch_embed", "split_heads", "upsample_conv3x3",
-    "wants_channels_last", "why_no_peers", "why_not_triton",
+    "linear_gelu", "linear_pair", "linear_to", "linears", "meet", "pack_strip", "patch_embed", "split_heads",
+    "upsample_conv3x3", "wants_channels_last", "why_no_peers", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -128,6 +128,18 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None and fuses_gelu(x, weight):
         return linear_gelu_fused(x, weight, bias)
     return linear_gelu_reference(x, weight, bias)
+
+
+def linears(products: list[Product], gelu: bool = False) -> list[Tensor]:
+    """Products of streams, x: [R, T, K] each -> [R, T, N] each, or their GELU; two small ones in one launch."""
+    if len(products) == 2 and worth_a_pair(products):
+        return linear_pair(products, gelu)
+    return [(linear_gelu if gelu else linear)(*one) for one in products]
+
+
+def linear_pair(products: list[Product], gelu: bool) -> list[Tensor]:
+    """Two products together, x: [R, T, K] each -> [R, T, N] each, or their GELU."""
+    return (linear_pair_triton if worth_a_pair(products) else linear_pair_reference)(products, gelu)
 
 
 def patch_embed(latents: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, rows: int) -> Tensor:

@@ -48,7 +48,7 @@ def attention_hopper(
     like, tokens = segments[one], (segments[one].shape[1], segments[two].shape[1] if two != one else 0)
     tiles = rows * heads * sum(-(-count // (_GROUPS * _GROUP)) for count in tokens)
     plan = plan or planned(tiles, sum(-(-count // _KEYS) for count in tokens), processors())
-    split = plan.whole < tiles
+    split = plan.share > 0
     programs = processors() if split else min(tiles, processors())
     parts = [tiles - plan.whole + programs, _GROUPS, _GROUP * head_dim + 2 * _GROUP]
     launch(

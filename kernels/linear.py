@@ -8,8 +8,6 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from sd3par import device
-from sd3par.config import require
 from sd3par.kernels.runtime import check_like, kind_of
 
 _HALF = (paddle.bfloat16, paddle.float16)
@@ -19,26 +17,11 @@ _GELU_COLUMNS = 8  # fused_gemm_epilogue wants a multiple of them
 
 
 class Product(NamedTuple):
-    """x: [M, K] by weight: [K, N] plus bias: [N]."""
+    """x: [..., K] by weight: [K, N] plus bias: [N] or None: to be done."""
 
     x: Tensor
     weight: Tensor
-    bias: Tensor
-
-
-class Rectangle(NamedTuple):
-    """Some rows and columns of product number `product`, and where they go: this GPU's memory or another's.
-
-    address: of their first number, a multiple of 16; stride: from row to row there, in numbers.
-    """
-
-    product: int
-    row: int
-    rows: int
-    column: int
-    columns: int
-    address: int
-    stride: int
+    bias: Tensor | None
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -77,16 +60,3 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
     check_like(x, [x.shape[-1], columns], weight=weight)
     check_like(x, [columns], bias=bias)
     return paddle._C_ops.fused_gemm_epilogue(x, weight, bias, False, False, activation)[0]
-
-
-def linear_to(products: list[Product], rectangles: list[Rectangle], gelu: bool = False) -> None:
-    """Computes the rectangles of x W + b, or of its GELU, and stores them where they go; nothing else is computed."""
-    from sd3par.kernels.nvgpu.products import linear_into  # late: its package asks for compilers
-
-    for number, row, rows, column, columns, address, stride in rectangles:
-        x, weight, bias = products[number]
-        inside = row + rows <= x.shape[0] and column + columns <= weight.shape[1] and columns <= stride
-        require(inside, "rectangle", f"{rows} x {columns} from ({row}, {column})", "a part of the product")
-        if rows:
-            taken = (x[row : row + rows], weight[:, column : column + columns], bias[column : column + columns])
-            linear_into(*taken, gelu, address, stride, device.stream_handle())

@@ -7,13 +7,11 @@ in linear_hopper_kernel.py, how it is cut into tiles in linear_hopper_tiles.py.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import paddle
 from paddle import Tensor
 
 from sd3par.errors import ConfigError
-from sd3par.kernels.linear import linear_gelu_reference, linear_reference
+from sd3par.kernels.linear import Product, linear_gelu_reference, linear_reference
 from sd3par.kernels.linear_hopper_kernel import _linear_hopper
 from sd3par.kernels.linear_hopper_tiles import Rectangle, Shape, choose, table
 from sd3par.kernels.runtime import architecture, descriptor, launch, processors
@@ -23,14 +21,6 @@ _HALF = (paddle.bfloat16, paddle.float16)
 _STEP = 64  # terms of a step: 128 bytes, as much as TMA can swizzle
 SHAPES = (Shape(2, 256, 4, 240, 2, 8), Shape(2, 128, 6, 240, 2, 8))  # that `linear_hopper` chooses from
 _tables: dict[tuple[object, ...], tuple[Tensor, int, Shape]] = {}  # kept: recorded graphs read them
-
-
-class Product(NamedTuple):
-    """x: [M, K], weight: [K, N], bias: [N] or None, of which results [M, N] are made."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
 
 
 def fits(streams: list[Product]) -> bool:

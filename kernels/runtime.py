@@ -248,7 +248,7 @@ def empty(shape: list[int], like: Tensor, dtype: paddle.dtype | None = None) -> 
 def check_last_axis(**tensors: Tensor) -> None:
     """Refuses tensors whose last axis is not contiguous: kernels read all others through their strides."""
     for name, x in tensors.items():
-        if x.strides[-1] != 1 and x.shape[-1] != 1:
+        if x.strides[-1] != 1 and x.shape[-1] != 1 and x.size:
             raise ConfigError(name, f"strides {x.strides}", "a contiguous last axis")
 
 

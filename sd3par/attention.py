@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import NamedTuple
 
 import paddle
 from paddle import Tensor, nn
 
 from sd3par import kernels
+from sd3par.kernels import Product
 from sd3par.layers import Linear, RMSNorm
 from sd3par.mesh import Mesh
 from sd3par.plan import Tokens, WeightPlan
@@ -16,19 +16,8 @@ from sd3par.plan import Tokens, WeightPlan
 NORM_EPSILON = 1e-6
 
 
-class Projection(NamedTuple):
-    """A product that is still to be done: x: [R, t, D] by weight: [D, 3 * heads * hd] plus bias: [3 * heads * hd].
-
-    Its columns come sp rank by sp rank: q, then k, then v of the heads of each.
-    """
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor
-
-
 class Attention(nn.Layer):
-    """Projections of the image's attention to itself: packed QKV by columns, output by rows.
+    """Products of the image's attention to itself: packed QKV by columns, output by rows.
 
     Names are diffusers' but for the packed ones: `qkv` is to_q, to_k, to_v; `to_out` is to_out.0.
     """
@@ -41,9 +30,9 @@ class Attention(nn.Layer):
         self.norm_q = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
         self.norm_k = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
 
-    def project_image(self, x: Tensor) -> Projection:
-        """x: [R, ti, D] -> the product with `qkv`."""
-        return Projection(x, self.qkv.weight, self.qkv.bias)
+    def project_image(self, x: Tensor) -> Product:
+        """x: [R, ti, D] -> the product with `qkv`: sp rank by sp rank q, then k, then v of the heads of each."""
+        return Product(x, self.qkv.weight, self.qkv.bias)
 
     def heads_of_image(self, packed: Tensor) -> Tensor:
         """packed: [R, Ti, 3 * heads * head_dim] of one sp rank's heads -> [R, Ti, 3, heads, head_dim]."""
@@ -64,9 +53,9 @@ class JointAttention(Attention):
         self.norm_added_q = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
         self.norm_added_k = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
 
-    def project_context(self, c: Tensor) -> Projection:
+    def project_context(self, c: Tensor) -> Product:
         """c: [R, tc, D] -> the product with `qkv_context`."""
-        return Projection(c, self.qkv_context.weight, self.qkv_context.bias)
+        return Product(c, self.qkv_context.weight, self.qkv_context.bias)
 
     def heads_of_context(self, packed: Tensor) -> Tensor:
         """packed: [R, Tc, 3 * heads * head_dim] of one sp rank's heads -> [R, Tc, 3, heads, head_dim]."""
@@ -90,9 +79,9 @@ class SequenceExchange:
         self.mesh, self.axis = mesh, mesh.sp
         self.widths = [len(heads) * plan.head_dim for heads in plan.groups]  # of q, of k and of v; the widest first
 
-    def project(self, projections: list[Projection], tokens: list[Tokens]) -> list[Tensor]:
+    def project(self, projections: list[Product], tokens: list[Tokens]) -> list[Tensor]:
         """Products over this rank's tokens -> [R, total, 3 * heads * hd] each: q, k, v of this sp rank's heads."""
-        segments = [kernels.linear(*one) for one in projections]  # [R, size, 3 * inner]
+        segments = kernels.linears(projections)  # [R, size, 3 * inner]
         if self.axis.size == 1:
             return segments
         widths = [3 * width for width in self.widths]

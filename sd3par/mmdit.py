@@ -57,9 +57,9 @@ class FeedForward(nn.Layer):
         self.up = Linear(dim, plan.share(4 * dim), dtype)
         self.down = Linear(plan.share(4 * dim), dim, dtype)
 
-    def branch(self, x: Tensor) -> Branch:
-        """x: [R, T, D] -> its second product, which is to be done and summed over mp."""
-        return Branch(kernels.linear_gelu(x, self.up.weight, self.up.bias), self.down)
+    def first(self, x: Tensor) -> kernels.Product:
+        """x: [R, T, D] -> the first product, before its GELU."""
+        return kernels.Product(x, self.up.weight, self.up.bias)
 
 
 class Modulation(nn.Layer):
@@ -123,11 +123,11 @@ class JointBlock(nn.Layer):
 
         if self.ff_context is None:
             ((residual, x),) = self.sums.norm([image.modulated((scale2, shift2))], lengths[:1])
-            (x,) = self.sums.add([self.ff.branch(x)])
+            (x,) = self._feed_forward([(self.ff, x)])
             return Residual(residual, x, gate2), Residual(residual_c)
         text = Residual(residual_c, rest[0], gate_c).modulated((scale_c2, shift_c2))
         (residual, x), (residual_c, c) = self.sums.norm([image.modulated((scale2, shift2)), text], lengths)
-        x, c = self.sums.add([self.ff.branch(x), self.ff_context.branch(c)])
+        x, c = self._feed_forward([(self.ff, x), (self.ff_context, c)])
         return Residual(residual, x, gate2), Residual(residual_c, c, gate_c2)
 
     def _attend(self, x: Tensor, c: Tensor, layout: Layout) -> list[Tensor]:
@@ -148,6 +148,11 @@ class JointBlock(nn.Layer):
         x, c, x2 = self.exchange.attend([joint, [attn2.heads_of_image(x2)]], tokens)
         both = GatedBranches(Branch(x, attn.to_out), gate, Branch(x2, attn2.to_out), gate2)
         return self.sums.add([both, *self._text(c)])
+
+    def _feed_forward(self, streams: list[tuple[FeedForward, Tensor]]) -> list[Tensor]:
+        """x: [R, t, D] of each stream -> their MLPs' sums over mp."""
+        hidden = kernels.linears([mlp.first(x) for mlp, x in streams], gelu=True)
+        return self.sums.add([Branch(x, mlp.down) for x, (mlp, _) in zip(hidden, streams, strict=True)])
 
     def _text(self, c: Tensor) -> list[Branch]:
         """c: [R, tc, inner] -> the product that is the text's output; none in the last block."""

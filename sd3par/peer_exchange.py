@@ -16,7 +16,6 @@ from typing import NamedTuple
 from paddle import Tensor
 
 from sd3par import kernels
-from sd3par.attention import Projection
 from sd3par.kernels import Copies, Product, Rectangle, Scattered
 from sd3par.mesh import Mesh
 from sd3par.peer_memory import Meeting, Shared, SharedPool, addresses_on_device
@@ -53,11 +52,11 @@ class PeerExchange:
         self._heads, self._mixed = SharedPool(mesh, mesh.sp, dtype), SharedPool(mesh, mesh.sp, dtype)
         self._exchanged: Callable[..., _Exchanged] = cache(self._lay_out)
 
-    def project(self, projections: list[Projection], tokens: list[Tokens]) -> list[Tensor]:
+    def project(self, projections: list[Product], tokens: list[Tokens]) -> list[Tensor]:
         """Products over this rank's tokens -> [R, total, 3 * heads * hd] each: q, k, v of this sp rank's heads."""
         rows = projections[0].x.shape[0]
         heads = self._exchanged(rows, *tokens).heads
-        products = [Product(x.flatten(0, 1), weight, bias) for x, weight, bias in projections]
+        products = [one._replace(x=one.x.flatten(0, 1)) for one in projections]
         rectangles = [
             self._rectangle(number, one, heads[number], row, to)
             for to in self._others_first()
@@ -163,9 +162,9 @@ class PeerSums:
             if isinstance(branch, GatedBranches):
                 branch.store(room.out)
             else:
-                layer = branch.layer
                 rectangles += self._rectangles(len(products), rows, branch.x.shape[1], room)
-                products.append(Product(branch.x.flatten(0, 1), layer.weight, layer.bias))
+                product = branch.product()
+                products.append(product._replace(x=product.x.flatten(0, 1)))
         kernels.linear_to(products, rectangles)
         self._meet()
         return [room.parts.own[:, :, : self._mine(x.shape[1]).length] for room, x in zip(rooms, firsts, strict=True)]

@@ -18,6 +18,10 @@ class Branch(NamedTuple):
     x: Tensor
     layer: Linear
 
+    def product(self) -> kernels.Product:
+        """Returns what is to be done."""
+        return kernels.Product(self.x, self.layer.weight, self.layer.bias)
+
     def value(self) -> Tensor:
         """Returns the product, [R, t, D]."""
         return self.layer(self.x)
@@ -59,9 +63,14 @@ class Sums:
 
     def add(self, branches: list[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the sum of each over mp, as `norm` takes it of the tokens that this rank holds."""
-        values = [branch.value() for branch in branches]
+        values = self._values(branches)
         if self.mesh.mp.size == 1 or len(values) == 1:
             return [self.mesh.all_reduce(self.mesh.mp, value) for value in values]
         both = self.mesh.all_reduce(self.mesh.mp, paddle.concat(values, axis=1))
         first = values[0].shape[1]
         return [both[:, :first], both[:, first:]]  # views
+
+    def _values(self, branches: list[Branch | GatedBranches]) -> list[Tensor]:
+        """This mp rank's parts, [R, t, D] each; plain products together."""
+        plain = iter(kernels.linears([branch.product() for branch in branches if isinstance(branch, Branch)]))
+        return [next(plain) if isinstance(branch, Branch) else branch.value() for branch in branches]

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:1] = [str(ROOT)]  # the launcher starts this file as a script
 
 from sd3par import device, kernels  # noqa: E402
-from sd3par.attention import Projection, SequenceExchange  # noqa: E402
+from sd3par.attention import SequenceExchange  # noqa: E402
 from sd3par.config import ParallelConfig  # noqa: E402
 from sd3par.device import CapturedGraph, Event  # noqa: E402
 from sd3par.layers import Linear  # noqa: E402
@@ -90,7 +90,7 @@ def exchange(mesh: Mesh, rows: int) -> None:
         paddle.concat([x[:, t.start : t.stop], x[:, : t.padding] * 0], axis=1)
         for x, t in zip(whole, tokens, strict=True)
     ]
-    given = [Projection(x, layer.weight, layer.bias) for x, layer in zip(parts, layers, strict=True)]
+    given = [kernels.Product(x, layer.weight, layer.bias) for x, layer in zip(parts, layers, strict=True)]
     found, results = {}, {}
     ways: list[tuple[str, Any]] = [
         ("collective", SequenceExchange(mesh, plan)),

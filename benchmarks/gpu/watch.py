@@ -44,6 +44,9 @@ def work(kernel: str, given: Any, result: Any) -> Work:
     if kernel in _PRODUCTS:
         columns = read[1].shape[-1]
         flops, shape = 2 * read[0].size * columns, f"{shape} x {_words(read[1])}"
+    elif kernel == "linear_pair":
+        flops = sum(2 * x.size * weight.shape[-1] for x, weight, _ in given[0])
+        shape = " + ".join(f"{_words(x)} x {_words(weight)}" for x, weight, _ in given[0])
     elif kernel == "attention":
         rows, _, _, heads, head_dim = read[0].shape
         flops = 4 * rows * heads * sum(x.shape[1] for x in read) ** 2 * head_dim

@@ -211,7 +211,7 @@ def times(device: Device) -> bool:
         segments = [paddle.randn([rows, x, 3, heads, 64]).astype("bfloat16") for x in tokens]
         sizes = (*_sizes(case), processors())
         ways = sorted(_plans(case), key=lambda plan: cost(plan, *sizes))
-        kept = dict.fromkeys([Plan(sizes[0], 0, sizes[1]), *ways[:6]])
+        kept = dict.fromkeys([Plan(sizes[0], 0, sizes[1]), Plan(sizes[0], 1, sizes[1]), *ways[:5]])
         us = {plan: microseconds(device, lambda p=plan, s=segments: attention_hopper(s, plan=p)) for plan in kept}
         planned_us = microseconds(device, lambda s=segments: attention_hopper(s))
         unsplit, fastest = us[next(iter(kept))], min(us, key=us.__getitem__)

@@ -1,0 +1,83 @@
+"""Products of one or several streams where one launch can do more than one: into new tensors, or to addresses."""
+
+from __future__ import annotations
+
+from paddle import Tensor
+
+from sd3par import device
+from sd3par.config import require
+from sd3par.errors import ConfigError
+from sd3par.kernels import linear_hopper
+from sd3par.kernels.linear import Product, linear_gelu_reference, linear_reference
+from sd3par.kernels.linear_hopper import Rectangle
+from sd3par.kernels.runtime import empty, takes
+
+# Of both streams together. Measured on H200 with 1536 columns: with 2714 rows the pair in one launch takes 0.85 to 1.02
+# of what cuBLASLt takes for one after the other, with 1357 rows 0.72 to 0.92, with 4429 rows 1.02 to 1.07.
+MOST_ROWS = 2816
+
+
+def flat(product: Product) -> Product:
+    """x: [..., K] -> [M, K]."""
+    return product._replace(x=product.x.flatten(0, -2))
+
+
+def worth_a_pair(products: list[Product]) -> bool:
+    """Returns whether one launch does these faster than one for each."""
+    small = len(products) == 2 and sum(one.x.size // one.x.shape[-1] for one in products) <= MOST_ROWS
+    return small and takes(products[0].x) and linear_hopper.fits(list(map(flat, products)))
+
+
+def linear_pair_triton(products: list[Product], gelu: bool) -> list[Tensor]:
+    """Two products, x: [R, T, K] each, that are `worth_a_pair` -> [R, T, N] each, or their GELU, its tanh form."""
+    outs = [empty([*one.x.shape[:-1], one.weight.shape[-1]], one.x) for one in products]
+    rectangles = [
+        Rectangle(number, 0, out.size // out.shape[-1], 0, out.shape[-1], out.data_ptr(), out.shape[-1])
+        for number, out in enumerate(outs)
+    ]
+    linear_hopper.linear_hopper(list(map(flat, products)), rectangles, gelu)
+    return outs
+
+
+def linear_pair_reference(products: list[Product], gelu: bool) -> list[Tensor]:
+    """The same, one after the other."""
+    linear = linear_gelu_reference if gelu else linear_reference
+    return [linear(*one) for one in products]
+
+
+def linear_to(products: list[Product], rectangles: list[Rectangle], gelu: bool = False) -> None:
+    """Computes rectangles of products, x: [M, K] each, or of their GELU, and stores them at their addresses.
+
+    Two products a launch where the kernel for Hopper takes them, which computes for itself while it stores to peers;
+    else one of cuBLASLt's for each rectangle.
+    """
+    for start in range(0, len(products), 2):
+        pair = products[start : start + 2]
+        cut = [
+            one._replace(stream=one.stream - start)
+            for one in rectangles
+            if one.rows and start <= one.stream < start + len(pair)
+        ]
+        if linear_hopper.fits(pair) and _one_stride_each(cut):
+            linear_hopper.linear_hopper(pair, cut, gelu)
+        else:
+            _one_by_one(pair, cut, gelu)
+
+
+def _one_stride_each(rectangles: list[Rectangle]) -> bool:
+    """Whether all of a stream's have the same: sp ranks with different numbers of heads have not."""
+    strides = {(one.stream, one.stride) for one in rectangles}
+    return len(strides) == len({stream for stream, _ in strides})
+
+
+def _one_by_one(products: list[Product], rectangles: list[Rectangle], gelu: bool) -> None:
+    from sd3par.kernels.nvgpu.products import linear_into  # late: its package asks for compilers
+
+    for number, row, rows, column, columns, address, stride in rectangles:
+        x, weight, bias = products[number]
+        inside = row + rows <= x.shape[0] and column + columns <= weight.shape[1] and columns <= stride
+        require(inside, "rectangle", f"{rows} x {columns} from ({row}, {column})", "a part of its product")
+        if bias is None:
+            raise ConfigError("bias", bias, f"[{weight.shape[1]}]")
+        taken = (x[row : row + rows], weight[:, column : column + columns], bias[column : column + columns])
+        linear_into(*taken, gelu, address, stride, device.stream_handle())
