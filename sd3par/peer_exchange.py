@@ -84,19 +84,22 @@ class PeerExchange:
         return [(self.axis.rank + 1 + i) % self.axis.size for i in range(self.axis.size)]
 
     def _rectangle(self, number: int, tokens: Tokens, heads: Shared, row: int, to: int) -> Rectangle:
-        """Returns what rank `to` gets of a row's product `number`, and where it lies there."""
-        width, place = 3 * self.widths[to], row * tokens.total + tokens.start
-        return Rectangle(
-            number, row * tokens.size, tokens.stop - tokens.start, 3 * self.starts[to], width,
-            heads.addresses[to] + HALF * place * width, width,
-        )  # fmt: skip
+        """Returns what rank `to` gets of a row's product `number`, and where it lies there.
+
+        A token takes as much room on every rank, so that one launch can store to all: ranks with fewer heads than
+        others have a gap behind them.
+        """
+        width, room, place = 3 * self.widths[to], 3 * self.widths[0], row * tokens.total + tokens.start
+        address = heads.addresses[to] + HALF * place * room
+        return Rectangle(number, row * tokens.size, tokens.length, 3 * self.starts[to], width, address, room)
 
     def _lay_out(self, rows: int, *tokens: Tokens) -> _Exchanged:
         """Room for some segments; the first time, a collective of the whole mesh."""
         own, widest, inner = 3 * self.widths[self.axis.rank], 3 * self.widths[0], self.starts[-1]
-        heads = self._heads.tensors(
-            [[rows, one.total, own] for one in tokens], [rows * one.total * widest for one in tokens]
+        whole = self._heads.tensors(
+            [[rows, one.total, widest] for one in tokens], [rows * one.total * widest for one in tokens]
         )
+        heads = [shared._replace(own=shared.own[..., :own]) for shared in whole]
         mixed = self._mixed.tensors(
             [[rows, one.size, inner] for one in tokens], [rows * one.size * inner for one in tokens]
         )
