@@ -91,6 +91,15 @@ def ours(model: str, folder: Path, sizes: dict[str, int], options: argparse.Name
             "--engines", *options.engines]  # fmt: skip
 
 
+def xdit(model: str, folder: Path, layout: dict[str, int], options: argparse.Namespace) -> list[str]:
+    """Returns the command that measures xDiT in a layout."""
+    cfg, ulysses = layout.get("dp", 1), layout.get("sp", 1)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(cfg * ulysses)]
+    script = str(ROOT / "benchmarks" / "gpu" / "peer_xdit.py")
+    flags = ["--sizes", *map(str, options.sizes), "--steps", str(options.steps), "--repeats", str(options.repeats)]
+    return [sys.executable, *launcher, script, model, str(folder), "--cfg", str(cfg), "--ulysses", str(ulysses), *flags]
+
+
 def timing(options: argparse.Namespace) -> list[str]:
     """Returns the flags that both sides share."""
     return ["--sizes", *map(str, options.sizes), "--images", *map(str, options.images), "--steps", str(options.steps),
@@ -111,6 +120,10 @@ def models(options: argparse.Namespace, run: Run) -> bool:
                 command = [*python("peer_loop"), model, scratch, "--engine", engine, *timing(options)]
                 found, well = read(command, options.limit)
                 write(run, last_of_each(found), torch)
+                right &= well
+            for layout in options.xdit if ended else []:
+                found, well = read(xdit(model, Path(scratch), layout, options), options.limit)
+                write(run, found, torch)
                 right &= well
             for sizes in options.meshes if ended else []:
                 found, well = read([*ours(model, Path(scratch), sizes, options), *no_parity], options.limit)
@@ -207,6 +220,9 @@ def main() -> int:
     parser.add_argument("--engines", nargs="*", choices=("eager", "graph"), default=["eager", "graph"])
     parser.add_argument(
         "--peers", nargs="*", default=["eager"], help="diffusers: eager, default, reduce-overhead, max-autotune"
+    )
+    parser.add_argument(
+        "--xdit", nargs="*", type=mesh, default=[], help="its guidance split and Ulysses: dp2, dp2,sp2 ..."
     )
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 512], help="pictures to time, in pixels")
     parser.add_argument("--images", type=int, nargs="*", default=[1], help="pictures a call, as 1 4")
