@@ -18,6 +18,7 @@ Stable Diffusion 3 on PaddlePaddle: one picture on many devices, the same pictur
 
 commands:
   generate PROMPT  draws pictures, on one device or on several
+  bench            says which mesh is fastest here
   doctor           says what works on this machine, and what to do about the rest
   show FILE        prints how a picture was made
 
@@ -28,7 +29,7 @@ Draws pictures with Stable Diffusion 3; on several devices it starts Paddle's la
 
   sd3par generate "a red circle on a blue background"
   sd3par generate "a red circle on a blue background" --mp_size 2 --dp_size 2
-  sd3par generate "a red circle on a blue background" --mp_size 2 --devices 2,3"""
+  sd3par generate "a red circle on a blue background" --dp_size auto --devices 2,3"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +70,13 @@ def generate(argv: Sequence[str]) -> int:
     return spawn(job)
 
 
+def bench(argv: Sequence[str]) -> int:
+    """Measures this machine."""
+    from sd3par.launch.bench import main as measure
+
+    return measure(argv)
+
+
 def doctor(argv: Sequence[str]) -> int:
     """Says what works on this machine."""
     from sd3par.launch.doctor import main as examine
@@ -83,7 +91,9 @@ def show(argv: Sequence[str]) -> int:
     return print_metadata(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"generate": generate, "doctor": doctor, "show": show}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "generate": generate, "bench": bench, "doctor": doctor, "show": show,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ from typing import Any
 
 from sd3par.config import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, TRANSPORTS, GenerationRequest
 from sd3par.launch.parser import OnlyOne, Parser, number, one_of, whole, whole_list
+from sd3par.launch.sizes import size
 
 DEFAULT_PROMPT, DEFAULT_MODEL = "a red circle on a blue background", "tiny"
 ENGINES = ("auto", "eager", "graph")
@@ -97,9 +98,12 @@ def _model(group: Group) -> None:
 
 
 def _mesh(group: Group, launched: bool) -> None:
-    group.value("dp_size", "N", "share pictures, or the two halves of guidance, among N", whole, 1)
-    group.value("mp_size", "N", "share weights and attention heads among N", whole, 1)
-    group.value("sp_size", "N", "share tokens among N", whole, 1)
+    all_of = "all processes" if launched else "all GPUs, or those of --devices"
+    group.value("dp_size", "N", "share pictures, or the two halves of guidance, among N (default: 1); auto chooses "
+                f"this and what is not given of mp_size and sp_size for {all_of}: mp 1 if the weights fit, dp as large "
+                "as pictures and guidance allow, sp the rest", size)  # fmt: skip
+    group.value("mp_size", "N", "share weights and attention heads among N (default: 1), or auto", size)
+    group.value("sp_size", "N", "share tokens among N (default: 1), or auto", size)
     group.value("transport", "NAME", "how those of mp and sp hand each other what they compute: peer, by kernels that "
                 "store to the other GPU's memory; collective, by NCCL or gloo; auto is peer where it can be",
                 one_of(TRANSPORTS), "auto")  # fmt: skip

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sd3par.config import GenerationRequest, ParallelConfig, require
 from sd3par.errors import ConfigError
 from sd3par.launch.flags import DEFAULT_MODEL
+from sd3par.launch.sizes import with_sizes
 
 if TYPE_CHECKING:
     from sd3par.inputs import Inputs
@@ -32,15 +33,19 @@ class Job:
     outputs: tuple[Path, ...]
 
     @classmethod
-    def of(cls, options: Namespace) -> Job:
-        """Returns the job; nothing slow is imported or read yet.
+    def of(cls, options: Namespace, world: int | None = None) -> Job:
+        """Returns the job; nothing slow is imported or read yet, unless --dp_size auto asks what there is.
+
+        Args:
+            world: processes that were started; None where the command starts them.
 
         Raises:
             ConfigError: flags out of range or against each other, or a prompts file that cannot be used.
         """
         _check_flags(options)
-        parallel = ParallelConfig(options.dp_size, options.mp_size, options.sp_size, options.transport)
         requests = tuple(_request(options, prompt) for prompt in _prompts(options))
+        options = with_sizes(options, model_of(options), world)
+        parallel = ParallelConfig(options.dp_size, options.mp_size, options.sp_size, options.transport)
         base = Path(f"sd3par-{options.seed}.png" if options.output is None else options.output)
         outputs = numbered(base, len(requests) * options.num_images_per_prompt)
         return cls(options, parallel, requests, outputs)
@@ -48,9 +53,7 @@ class Job:
     @property
     def model(self) -> str:
         """What to load, as `SD3Pipeline.from_pretrained` takes it."""
-        if self.options.random_weights is not None:
-            return f"random:{self.options.random_weights}"
-        return DEFAULT_MODEL if self.options.model is None else str(self.options.model)
+        return model_of(self.options)
 
     @property
     def inputs(self) -> Inputs:
@@ -83,6 +86,13 @@ class Job:
                 images.check_writable(path, options.overwrite)
         sized = tuple(dataclasses.replace(request, height=height, width=width) for request in self.requests)
         return dataclasses.replace(self, requests=sized)
+
+
+def model_of(options: Namespace) -> str:
+    """Returns what flags name as the model, as `SD3Pipeline.from_pretrained` takes it."""
+    if options.random_weights is not None:
+        return f"random:{options.random_weights}"
+    return DEFAULT_MODEL if options.model is None else str(options.model)
 
 
 def _check_flags(options: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`sd3par generate` on several processes: starts Paddle's launcher, shows what rank 0 shows, says what went wrong."""
+"""Commands on several processes: starts Paddle's launcher, shows what rank 0 shows, says what went wrong."""
 
 from __future__ import annotations
 
@@ -40,10 +40,22 @@ def spawn(job: Job) -> int:
     devices = choose_devices(kind, device_count(kind), job.parallel.world, job.options.devices)
     folder = Path(tempfile.mkdtemp(prefix="sd3par-"))
     command = launch_command(job, folder, None if devices is None else labels(kind, devices))
-    environment = worker_environment(job.parallel.world, kind)
+    return _conclude(run(command, worker_environment(job.parallel.world, kind), folder), folder)
+
+
+def run(command: list[str], environment: dict[str, str], folder: Path, limit_s: float | None = None) -> int:
+    """Runs the launcher to its end, and returns its exit code; shows what rank 0 shows, unless its time is limited.
+
+    Raises:
+        TimeoutError: it took longer than `limit_s`; all its processes were ended.
+    """
     with _started(command, environment, folder) as launcher:
-        code = _follow(launcher, folder / "log" / "workerlog.0")
-    return _conclude(code, folder)
+        if limit_s is None:
+            return _follow(launcher, folder / "log" / "workerlog.0")
+        try:
+            return launcher.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"took longer than {limit_s:g} s") from None
 
 
 def device_count(kind: str) -> int:
@@ -88,11 +100,13 @@ def launch_command(job: Job, folder: Path, devices: Sequence[str] | None = None)
         devices: their `labels`; None for the first ones, or the CPU.
     """
     flags = render_parser("", "", prompt_flag=True).as_argv(job.options)
-    places = ["--nproc_per_node", str(job.parallel.world)]
-    if devices is not None:
-        places = ["--devices", ",".join(devices)]
-    launcher = [sys.executable, "-m", "paddle.distributed.launch", *places]
-    return [*launcher, "--log_dir", str(folder / "log"), str(SCRIPT), *flags, f"--run_dir={folder}"]
+    return [*launcher_words(folder, job.parallel.world, devices), str(SCRIPT), *flags, f"--run_dir={folder}"]
+
+
+def launcher_words(folder: Path, world: int, devices: Sequence[str] | None) -> list[str]:
+    """Returns the command that starts `world` processes, without the script and its flags."""
+    places = ["--nproc_per_node", str(world)] if devices is None else ["--devices", ",".join(devices)]
+    return [sys.executable, "-m", "paddle.distributed.launch", *places, "--log_dir", str(folder / "log")]
 
 
 def worker_environment(world: int, kind: str) -> dict[str, str]:
@@ -182,17 +196,21 @@ def _conclude(code: int, folder: Path) -> int:
             sys.stdout.write(report.read_text(encoding="utf-8") + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         return endings.DONE
+    ending = failure(code, folder)
+    Place(ending["rank"]).say(f"{ending['reason']}; logs: {folder}")
+    return int(ending["code"])
+
+
+def failure(code: int, folder: Path) -> dict[str, Any]:
+    """Returns rank, code and reason of a launcher's failure, and takes away what nobody may read later."""
     for pattern in ("envlog.*", "backup_env.*", "*.log"):  # they hold the environment, with all that is secret in it
         for file in (folder / "log").glob(pattern):
             file.unlink()
     ending = first_cause(
         [json.loads(path.read_text(encoding="ascii")) for path in sorted(folder.glob("ending.*.json"))]
     )
-    if ending is None:
-        reason = f"a process ended without saying why; exit code of Paddle's launcher: {code}"
-        ending = {"rank": 0, "code": endings.RANK_FAILURE, "reason": reason}
-    Place(ending["rank"]).say(f"{ending['reason']}; logs: {folder}")
-    return int(ending["code"])
+    reason = f"a process ended without saying why; exit code of Paddle's launcher: {code}"
+    return ending or {"rank": 0, "code": endings.RANK_FAILURE, "reason": reason}
 
 
 def first_cause(found: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -34,17 +34,22 @@ def _main(argv: Sequence[str]) -> int:
         options = render_parser(PROG, DESCRIPTION, prompt_flag=True).parse(argv)
         if options.prompt is None and options.prompts_file is None:
             options.prompt = DEFAULT_PROMPT
-        job = Job.of(options)
+        job = Job.of(options, place.world)
         check_world(job.parallel, place.world)
     return work(job, Place.here(options.run_dir))
 
 
 def work(job: Job, place: Place) -> int:
     """Checks and renders a job in this process; returns the exit code."""
+    attach(place)
+    return endings.run(lambda: _work(job, place), place, job.options.debug)
+
+
+def attach(place: Place) -> None:
+    """Lets the command that started this process end it."""
     if place.run_dir is not None:
         (place.run_dir / f"pid.{place.rank}").write_text(str(os.getpid()), encoding="ascii")
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    return endings.run(lambda: _work(job, place), place, job.options.debug)
 
 
 def _work(job: Job, place: Place) -> int:
@@ -60,7 +65,7 @@ def _work(job: Job, place: Place) -> int:
 
 
 def _end_with_stdin() -> None:
-    """Ends this process when `sd3par generate`, which holds the other end of stdin, closes it or dies."""
+    """Ends this process when the `sd3par` command, which holds the other end of stdin, closes it or dies."""
     while os.read(0, 4096):
         pass
     os._exit(endings.TERMINATED)

@@ -59,9 +59,8 @@ class Mesh:
             ConfigError: their number is not dp * mp * sp.
             RankFailure: another process did not come up.
         """
-        world, rank = int(os.environ.get("PADDLE_TRAINERS_NUM", "1")), int(os.environ.get("PADDLE_TRAINER_ID", "0"))
-        check_world(parallel, world)
-        return cls.single() if world == 1 else _connect(parallel, rank)
+        check_world(parallel, world_size())
+        return cls.single() if world_size() == 1 else _connect(parallel, int(os.environ.get("PADDLE_TRAINER_ID", "0")))
 
     def all_reduce(self, axis: Axis, x: Tensor) -> Tensor:
         """Returns the sum of `x: [...]` over the axis, in the memory of `x` where that is possible: use x no more."""
@@ -147,6 +146,11 @@ class Mesh:
     def describe(self) -> str:
         """Returns "dp 2 x mp 2 x sp 1"."""
         return f"dp {self.dp.size} x mp {self.mp.size} x sp {self.sp.size}"
+
+
+def world_size() -> int:
+    """Returns how many processes `paddle.distributed.launch` started."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 
 
 def _on_stream(x: Tensor) -> bool:

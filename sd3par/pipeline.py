@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sd3par import images, weights
+from sd3par.auto import resolved
 from sd3par.captured import Captured, directly
 from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig, parse_config, require
 from sd3par.denoise import Denoiser, OnStep
@@ -23,7 +24,7 @@ from sd3par.device import Device, choose, synchronize
 from sd3par.errors import Cancelled, ConfigError, RankFailure
 from sd3par.graph import StepGraphs
 from sd3par.inputs import Inputs, PromptEmbeds, Start, preflight, texts
-from sd3par.mesh import Mesh
+from sd3par.mesh import Mesh, world_size
 from sd3par.mmdit import MMDiT
 from sd3par.noise import noise
 from sd3par.plan import Rows, rows_for
@@ -70,9 +71,9 @@ class SD3Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | Path | weights.ModelFiles,
         dtype: str = "auto",
-        parallel: ParallelConfig = ParallelConfig(),
+        parallel: ParallelConfig | str = ParallelConfig(),
         engine: str = "auto",
         text_encoder_3: bool = True,
         tokenizers: str | Path | None = None,
@@ -82,8 +83,10 @@ class SD3Pipeline:
         """Returns a pipeline; in a world of several processes each of them calls this.
 
         Args:
-            path: "tiny" (bundled), a diffusers or Paddle-layout folder, or a single .safetensors file.
+            path: "tiny" (bundled), a diffusers or Paddle-layout folder, or a single .safetensors file; or what
+                `weights.open_model` made of one.
             dtype: "auto" is bfloat16 on GPUs, float32 on the CPU.
+            parallel: "auto" is `auto.auto_mesh`'s for one picture with guidance on all processes.
             engine: "graph" records steps, text encoders and autoencoder as CUDA graphs and replays them, "eager" asks
                 for operators one by one, which is slower and simpler to debug; "auto" is graph where it can be.
             text_encoder_3: False drops T5 (its tokens are zeros then, as in diffusers).
@@ -95,11 +98,11 @@ class SD3Pipeline:
             RankFailure: the other processes did not come up.
         """
         require(engine in ENGINES, "engine", engine, " or ".join(ENGINES))
-        require(isinstance(parallel, ParallelConfig), "parallel", parallel, "a ParallelConfig(dp=..., mp=..., sp=...)")
         target = choose(dtype, device)
+        files = path if isinstance(path, weights.ModelFiles) else weights.open_model(path, tokenizers, text_encoder_3)
+        model = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
+        parallel = resolved(parallel, model, target, world_size())
         graphs = StepGraphs.choose(engine, target, parallel.world)
-        files = weights.open_model(path, tokenizers, text_encoder_3)
-        parse_config(ModelConfig, files.transformer.config, files.transformer.where).check_mesh(parallel)
         target.activate()
         mesh = Mesh.from_env(parallel)
         watchdog = Watchdog.start(mesh, rank_timeout_s)

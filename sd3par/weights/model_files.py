@@ -47,7 +47,9 @@ class ModelFiles:
     scheduler: Mapping[str, Any]
 
 
-def open_model(path: str | Path, tokenizers: str | Path | None = None, text_encoder_3: bool = True) -> ModelFiles:
+def open_model(
+    path: str | Path, tokenizers: str | Path | None = None, text_encoder_3: bool = True, text_encoders: bool = True
+) -> ModelFiles:
     """Opens a model.
 
     Args:
@@ -57,13 +59,14 @@ def open_model(path: str | Path, tokenizers: str | Path | None = None, text_enco
         tokenizers: a folder with tokenizer, tokenizer_2 and tokenizer_3 as diffusers has them: single files with text
             encoders need it, for a folder it stands in for the folder's own.
         text_encoder_3: False leaves out T5, which is larger than all the rest.
+        text_encoders: False leaves out all three: prompts come as embeddings.
 
     Raises:
         ConfigError: no path or none that exists, a Hub id (says how to download it), or tokenizers are needed and not
             given.
         CheckpointError: a file of the model is missing, broken or of another model.
     """
-    wanted = tuple(part for part in _TEXT if text_encoder_3 or part != "text_encoder_3")
+    wanted = tuple(part for part in _TEXT if text_encoders and (text_encoder_3 or part != "text_encoder_3"))
     if is_random(path):
         return _open_random(str(path), BUNDLED_FOLDER if tokenizers is None else _tokenizers(tokenizers), wanted)
     place = _locate(path)

@@ -1,0 +1,77 @@
+"""Rows of measurements as JSON lines, each with what it was measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import uuid
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sd3par import __version__
+
+_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "torch", "diffusers", "triton")
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that stand here."""
+    found = {"python": platform.python_version(), "sd3par": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def head() -> str:
+    """Returns the checkout's commit, with "+" where files differ from it; "unknown" outside a checkout."""
+    if not (_ROOT / ".git").exists():  # installed: git would answer for what is around it
+        return "unknown"
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=_ROOT, capture_output=True, text=True)
+    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=_ROOT, capture_output=True, text=True)
+    return (head.stdout.strip() or "unknown") + ("+" if dirty.stdout.strip() else "")
+
+
+def processor() -> str:
+    """Returns the CPU's name and how many cores this process may use."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def surroundings(bench: str, command: str, commit: str | None = None, gpu: str | None = None) -> dict[str, Any]:
+    """Returns what the rows of one run share, a new run id among it: the same id allows ratios.
+
+    Args:
+        commit: in place of the checkout's; gpu: what GPUs there are, in words.
+    """
+    return {
+        "run_id": uuid.uuid4().hex[:12],
+        "bench": bench,
+        "versions": versions(),
+        "command": command,
+        "commit": commit or head(),
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": processor(),
+        **({"gpu": gpu} if gpu else {}),
+    }
+
+
+def make(file: Path) -> None:
+    """Makes a file and its folder where they are not there; an OSError now is better than one after all the work."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.open("a").close()
+
+
+def append(file: Path, row: Mapping[str, Any]) -> None:
+    """Appends a row to a file of JSON lines, whose folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")
