@@ -31,6 +31,14 @@ class Shared(NamedTuple):
     own: Tensor
     addresses: tuple[int, ...]
 
+    def address(self, rank: int, number: int) -> int:
+        """Returns where number `number` of process `rank`'s tensor lies."""
+        return self.addresses[rank] + number * self.own.element_size()
+
+    def everywhere(self, number: int) -> Tensor:
+        """Returns where that number lies in each process's, as kernels take addresses: [n] int64."""
+        return paddle.to_tensor([self.address(rank, number) for rank in range(len(self.addresses))], dtype="int64")
+
 
 def share(mesh: Mesh, axis: Axis, count: int, dtype: str) -> Shared:
     """Returns `count` zeros, [count], on each process of the axis: a collective of the whole mesh.
@@ -74,11 +82,13 @@ class SharedPool:
     def tensors(self, shapes: list[list[int]], sizes: list[int]) -> list[Shared]:
         """Returns tensors of these shapes, [...] each, side by side; sizes: numbers set aside for each, on all ranks.
 
-        A collective of the whole mesh where it must grow; sizes are the same on all ranks, shapes need not be.
+        A collective of the whole mesh where it must grow; sizes are the same on all its ranks, shapes need not be.
         """
         starts = np.cumsum([0, *(-(-size // ALIGNED) * ALIGNED for size in sizes)])
-        if not self._held or starts[-1] > self._held[-1].own.shape[0]:
-            self._held.append(share(self.mesh, self.axis, int(starts[-1]), self.dtype))
+        held = self._held[-1].own.shape[0] if self._held else 0
+        if starts[-1] > held:  # half as much again at least: requests that grow a little each time add up to little
+            count = max(int(starts[-1]), held + held // 2)
+            self._held.append(share(self.mesh, self.axis, count, self.dtype))
         own, addresses = self._held[-1]
         made = []
         for shape, start in zip(shapes, starts.tolist(), strict=False):
@@ -102,17 +112,11 @@ class Meeting:
 
     def __init__(self, mesh: Mesh, axis: Axis) -> None:
         self._flags = share(mesh, axis, axis.size + 1, "int32")  # one of each process, and how often this one was here
-        targets = [address + 4 * axis.rank for address in self._flags.addresses]
-        self._targets = addresses_on_device(targets)
+        self._targets = self._flags.everywhere(axis.rank)
 
     def __call__(self) -> None:
         """Waits on the device's stream; the host goes on."""
         kernels.meet(self._flags.own, self._targets)
-
-
-def addresses_on_device(addresses: list[int]) -> Tensor:
-    """Returns addresses as kernels take them, [n] int64."""
-    return paddle.to_tensor(addresses, dtype="int64")
 
 
 def why_not(mesh: Mesh, dtype: str) -> str:
