@@ -5,9 +5,6 @@ Nothing here waits for a peer but `Meeting.__call__`, on the device.
 
 from __future__ import annotations
 
-import logging
-import socket
-import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +13,12 @@ from paddle import Tensor
 
 from sd3par import cuda_driver, device, kernels
 from sd3par.errors import shorten
+from sd3par.heartbeat import machine
 from sd3par.mesh import Axis, Mesh
 
 ALIGNED = 128  # elements: where a tensor of shared memory begins, for the widest loads
-log = logging.getLogger(__name__)
+# CUDA lets nobody free what another process maps, and nobody here unmaps: it stays, also when its model is gone.
+_mapped: list[Tensor] = []
 
 
 class Shared(NamedTuple):
@@ -47,6 +46,7 @@ def share(mesh: Mesh, axis: Axis, count: int, dtype: str) -> Shared:
         RuntimeError: a process cannot map another's, on all processes.
     """
     own, error = paddle.zeros([count], dtype=dtype), ""
+    _mapped.append(own)
     device.synchronize()
     index = device.current_index()
     addresses: list[int] = []
@@ -118,23 +118,28 @@ class Meeting:
         """Waits on the device's stream; the host goes on."""
         kernels.meet(self._flags.own, self._targets)
 
+    def works(self) -> bool:
+        """Returns whether all come to a first meeting; waits for them, but not for ever."""
+        kernels.meet(self._flags.own, self._targets, trial=True)
+        device.synchronize()
+        *others, mine = self._flags.own.numpy().tolist()
+        return all(count >= mine for count in others)
+
 
 def why_not(mesh: Mesh, dtype: str) -> str:
     """Returns why these processes do not write into each other's memory, "" where they can; collective."""
     reason = kernels.why_no_peers(dtype)
     if device.current() == "cpu":
         return reason
-    where = zlib.crc32(socket.gethostname().encode())
-    hosts = mesh.all_gather(mesh.world, paddle.to_tensor([where], dtype="int64")).numpy()
-    if (hosts != where).any():
-        reason = "the processes are on several machines"
+    axes, here = [axis for axis in (mesh.mp, mesh.sp) if axis.size > 1], machine()
+    for axis in axes:  # other axes may go from one machine to another
+        if (mesh.all_gather(axis, paddle.to_tensor([here], dtype="int64")).numpy() != here).any():
+            reason = reason or "the processes are on several machines"
     if mesh.any(bool(reason)):
         return reason or "another process cannot"
     try:
-        for axis in (mesh.mp, mesh.sp):
-            if axis.size > 1:
-                Meeting(mesh, axis)()
-        device.synchronize()
+        meetings = [Meeting(mesh, axis) for axis in axes]
     except RuntimeError as error:
         return shorten(str(error), 200)
-    return ""
+    lost = not all([meeting.works() for meeting in meetings])
+    return "what is stored to another GPU does not arrive" if mesh.any(lost) else ""

@@ -59,11 +59,11 @@ class Wire:
 
     @staticmethod
     def all_gather(parts: Tensor, own: Tensor, group: Group, use_calc_stream: bool) -> None:
-        paddle.assign(np.concatenate(group.exchange("all-gather", own)), parts)
+        _fill(parts, np.concatenate(group.exchange("all-gather", own)))
 
     @staticmethod
     def all_reduce(total: Tensor, group: Group, use_calc_stream: bool) -> None:
-        paddle.assign(np.sum(group.exchange("all-reduce", total), axis=0), total)
+        _fill(total, np.sum(group.exchange("all-reduce", total), axis=0))
 
 
 class Memory(NamedTuple):
@@ -192,7 +192,7 @@ class Emulation:
 
         return emulated
 
-    def _meet(self, flags: Tensor, targets: Tensor) -> None:
+    def _meet(self, flags: Tensor, targets: Tensor, trial: bool = False) -> None:
         """As kernels/meet.py: flags lie in the real memory of each rank."""
         self.meetings += 1
         memory, count = self._find(flags.data_ptr()), targets.shape[0]
@@ -275,6 +275,11 @@ class Emulation:
         assert packed.is_contiguous()
         self._store(packed.data_ptr(), heads.numpy().reshape([1, -1]), packed.size)
         return packed.reshape(heads.shape)
+
+
+def _fill(x: Tensor, values: np.ndarray) -> None:
+    """Writes values: [...] into x (of an array, paddle.assign rounds whole numbers of 64 bits: 3.3.1)."""
+    paddle.assign(paddle.to_tensor(values.astype(x.numpy().dtype)), x)
 
 
 def _numbers(address: int, count: int) -> np.ndarray:
