@@ -12,7 +12,7 @@ from paddle import Tensor
 
 from sd3par.kernels.attention import LOG2_E, Scattered, check_segments, targets_of
 from sd3par.kernels.attention_hopper_kernel import _attention_hopper
-from sd3par.kernels.attention_hopper_split import Plan, planned
+from sd3par.kernels.attention_hopper_split import Plan, planned, programs_of
 from sd3par.kernels.runtime import architecture, descriptor, empty, launch, processors
 
 HEAD_DIM = 64
@@ -48,15 +48,13 @@ def attention_hopper(
     like, tokens = segments[one], (segments[one].shape[1], segments[two].shape[1] if two != one else 0)
     tiles = rows * heads * sum(-(-count // (_GROUPS * _GROUP)) for count in tokens)
     plan = plan or planned(tiles, sum(-(-count // _KEYS) for count in tokens), processors())
-    split = plan.share > 0
-    programs = processors() if split else min(tiles, processors())
+    programs = programs_of(plan, tiles, processors())
     parts = [tiles - plan.whole + programs, _GROUPS, _GROUP * head_dim + 2 * _GROUP]
     launch(
         _attention_hopper, (programs,), _tokens_of(segments[one]), _tokens_of(segments[two]), targets[one],
-        targets[two], empty([programs, _GROUPS], like, paddle.int32),
-        empty(parts, like, paddle.float32) if split else None, _arrivals(like.place) if split else None, *tokens, rows,
-        heads, *plan, KEYS=_KEYS, STAGES=_STAGES, ANCHORED=like.dtype == paddle.bfloat16, SPLIT=split,
-        REGISTERS=_REGISTERS, SCALE=LOG2_E * head_dim**-0.5, num_warps=4,
+        targets[two], empty([programs, _GROUPS], like, paddle.int32), empty(parts, like, paddle.float32),
+        _arrivals(like.place), *tokens, rows, heads, *plan, KEYS=_KEYS, STAGES=_STAGES,
+        ANCHORED=like.dtype == paddle.bfloat16, REGISTERS=_REGISTERS, SCALE=LOG2_E * head_dim**-0.5, num_warps=4,
     )  # fmt: skip
     return made
 

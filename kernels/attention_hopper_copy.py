@@ -70,21 +70,21 @@ def _copy_keys(  # type: ignore[no-untyped-def]
 
 @gluon_jit
 def _produce(  # type: ignore[no-untyped-def]
-    first, second, work, plan, failed, bufs, bars, ANCHORED: gl.constexpr, SPLIT: gl.constexpr
+    first, second, work, plan, failed, bufs, bars, ANCHORED: gl.constexpr
 ):
     """The copying warp."""
     _, _, _, _, _, _, done = bars
     zero = gl.to_tensor(0)
-    rings = _produce_tiles(first, second, work, plan, gl.to_tensor(-1), bufs, bars, (zero, zero, zero), SPLIT, False)
+    rings = _produce_tiles(first, second, work, plan, gl.to_tensor(-1), bufs, bars, (zero, zero, zero), False)
     if ANCHORED:
         hopper.mbarrier.wait(done.index(0), 0)
         which = _again(failed, bufs[0].shape[0])
-        _produce_tiles(first, second, work, plan, which, bufs, bars, rings, SPLIT, True)
+        _produce_tiles(first, second, work, plan, which, bufs, bars, rings, True)
 
 
 @gluon_jit
 def _produce_tiles(  # type: ignore[no-untyped-def]
-    first, second, work, plan, which, bufs, bars, rings, SPLIT: gl.constexpr, AGAIN: gl.constexpr
+    first, second, work, plan, which, bufs, bars, rings, AGAIN: gl.constexpr
 ):
     """Copies the queries, then keys and values, of the program's turns that `which` holds; returns the rings."""
     first_tokens, second_tokens, rows, heads = work
@@ -96,8 +96,8 @@ def _produce_tiles(  # type: ignore[no-untyped-def]
     index, phase, q_phase = rings
     tiles, blocks = _counts(work, 64 * GROUPS, KEYS)
     first_blocks = gl.cdiv(first_tokens, KEYS)
-    for count in range(0 if SPLIT else 2, _turns(plan)):
-        tile, start, end = _turn(count, tiles, blocks, plan, SPLIT)
+    for count in range(_turns(plan)):
+        tile, start, end = _turn(count, tiles, blocks, plan)
         taken = (start < end) & _holds(which, count)
         if AGAIN:
             start, end = gl.to_tensor(0), blocks

@@ -112,8 +112,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 @gluon_jit
 def _consume(  # type: ignore[no-untyped-def]
-    targets, work, plan, scratch, bufs, bars, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr,
-    SPLIT: gl.constexpr,
+    targets, work, plan, scratch, bufs, bars, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr
 ):  # fmt: skip
     """One warp group: 64 queries of every tile."""
     done = bars[6]
@@ -122,7 +121,7 @@ def _consume(  # type: ignore[no-untyped-def]
     zero, every = gl.to_tensor(0), gl.to_tensor(-1)
     rings, broken = _consume_tiles(
         targets, work, plan, scratch, every, every, bufs, bars, (zero, zero, zero, zero, zero), GROUP, SCALE, ANCHORED,
-        ANCHORED, SPLIT, False,
+        ANCHORED, False,
     )  # fmt: skip
     if ANCHORED:
         gl.store(failed + gl.program_id(0) * GROUPS + GROUP, broken)
@@ -130,14 +129,14 @@ def _consume(  # type: ignore[no-untyped-def]
         hopper.mbarrier.wait(done.index(0), 0)
         _consume_tiles(
             targets, work, plan, scratch, _again(failed, GROUPS), broken, bufs, bars, rings, GROUP, SCALE, False, True,
-            SPLIT, True,
+            True,
         )  # fmt: skip
 
 
 @gluon_jit
 def _consume_tiles(  # type: ignore[no-untyped-def]
     targets, work, plan, scratch, which, mine, bufs, bars, rings, GROUP: gl.constexpr, SCALE: gl.constexpr,
-    ANCHORED: gl.constexpr, HELD: gl.constexpr, SPLIT: gl.constexpr, AGAIN: gl.constexpr,
+    ANCHORED: gl.constexpr, HELD: gl.constexpr, AGAIN: gl.constexpr,
 ):  # fmt: skip
     """The program's turns that `which` holds, of which it stores those that `mine` holds.
 
@@ -152,8 +151,8 @@ def _consume_tiles(  # type: ignore[no-untyped-def]
     k_index, k_phase, v_index, v_phase, q_phase = rings
     broken = gl.to_tensor(0)
     tiles, blocks = _counts(work, 64 * GROUPS, KEYS)
-    for count in range(0 if SPLIT else 2, _turns(plan)):
-        tile, start, end = _turn(count, tiles, blocks, plan, SPLIT)
+    for count in range(_turns(plan)):
+        tile, start, end = _turn(count, tiles, blocks, plan)
         taken = (start < end) & _holds(which, count)
         if AGAIN:
             start, end = gl.to_tensor(0), blocks
@@ -173,7 +172,7 @@ def _consume_tiles(  # type: ignore[no-untyped-def]
             if not HELD:
                 hopper.mbarrier.arrive(q_empty.index(GROUP))
             complete = _holds(mine, count)
-            if SPLIT and not AGAIN:
+            if not AGAIN:
                 complete = end - start == blocks
                 acc, total, complete = _join(acc, total, top, complete, tile, blocks, plan, scratch, GROUP, GROUPS)
             if complete:
@@ -236,14 +235,13 @@ _SIZES = ("first_tokens", "second_tokens", "rows", "heads", "whole", "share", "s
 def _attention_hopper(  # type: ignore[no-untyped-def]
     first, second, first_target, second_target, failed, parts, arrived,
     first_tokens, second_tokens, rows, heads, whole, share, span,
-    KEYS: gl.constexpr, STAGES: gl.constexpr, ANCHORED: gl.constexpr, SPLIT: gl.constexpr, REGISTERS: gl.constexpr,
-    SCALE: gl.constexpr,
+    KEYS: gl.constexpr, STAGES: gl.constexpr, ANCHORED: gl.constexpr, REGISTERS: gl.constexpr, SCALE: gl.constexpr,
 ):  # fmt: skip
     """Each program takes tiles of queries, each of one head and row, as whole, share and span say, which are a Plan's.
 
-    failed: [programs, 2] int32, room for what groups tell each other; SPLIT: whether any tile is split, by way of
-    parts, fp32, as large as _pointers wants it, and arrived, [2 * programs] int32, 0 before and after; SCALE: log2(e) /
-    sqrt(head_dim), for exp2; REGISTERS: a thread's of the groups that multiply.
+    failed: [programs, 2] int32, room for what groups tell each other; parts: fp32, room for sums of parts of tiles, as
+    large as _pointers wants it; arrived: an int32 for each group of 64 queries of tiles that are split, 0 before and
+    after; REGISTERS: a thread's of the groups that multiply; SCALE: log2(e) / sqrt(head_dim), for exp2.
     """
     GROUPS: gl.constexpr = 2
     DIM: gl.constexpr = first.block_type.shape[2]
@@ -263,9 +261,9 @@ def _attention_hopper(  # type: ignore[no-untyped-def]
     scratch = (failed, parts, arrived)
     gl.warp_specialize(
         [
-            (_consume, (targets, work, plan, scratch, bufs, bars, 0, SCALE, ANCHORED, SPLIT)),
-            (_consume, (targets, work, plan, scratch, bufs, bars, 1, SCALE, ANCHORED, SPLIT)),
-            (_produce, (first, second, work, plan, failed, bufs, bars, ANCHORED, SPLIT)),
+            (_consume, (targets, work, plan, scratch, bufs, bars, 0, SCALE, ANCHORED)),
+            (_consume, (targets, work, plan, scratch, bufs, bars, 1, SCALE, ANCHORED)),
+            (_produce, (first, second, work, plan, failed, bufs, bars, ANCHORED)),
         ],
         [4, 1],
         [REGISTERS, 24],

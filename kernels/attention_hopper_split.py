@@ -11,16 +11,18 @@ from typing import NamedTuple
 
 from sd3par.kernels.runtime import gl, gluon_jit
 
-# In blocks of keys, 1.05 us each on H200: what comes with a tile or a part of one, with parts, and with each of them.
-_TILE, _PARTS, _PART = 1.5, 2.5, 0.5
-_UNSPLIT = 1.08  # times what it should: measured at 1.06 to 1.4 where a last turn is not full, split ones at 0.98
+# Microseconds on H200, fitted to measured launches: of a launch, of a tile or a part of one, of a block of keys; of a
+# block in parts, of having parts at all, and of every three that a tile has, which are read at once.
+_LAUNCH, _TILE, _BLOCK = 6.9, 2.6, 0.88
+_PART_BLOCK, _PARTS, _THREE_PARTS = 0.925, 0.7, 1.4
 
 
 class Plan(NamedTuple):
     """How a launch's tiles are dealt out.
 
-    whole: tiles, the first ones, that are done whole; share: blocks of keys that a program does of all others; span:
-    blocks from one of these tiles to the next, which are its own and perhaps some that are left out.
+    whole: tiles, the first ones, that are done whole; share: blocks of keys that a program does of all others, 0 if
+    there are none; span: blocks from one of these tiles to the next, which are its own and perhaps some that are left
+    out.
     """
 
     whole: int
@@ -48,13 +50,19 @@ def plans(tiles: int, blocks: int, programs: int) -> list[Plan]:
 
 
 def cost(plan: Plan, tiles: int, blocks: int, programs: int) -> float:
-    """Returns the time of the program that takes longest, in blocks of keys."""
-    turns = -(-plan.whole // programs) * (blocks + _TILE)
+    """Returns the microseconds that it should take."""
+    turns = _LAUNCH + -(-plan.whole // programs) * (_TILE + blocks * _BLOCK)
     if plan.whole == tiles:
-        return turns * (_UNSPLIT if tiles % programs else 1.0)
-    crossing = plan.span % plan.share != 0
+        return turns
+    crossing = plan.span % plan.share != 0  # some programs have parts of two tiles
     parts = -(-blocks // plan.share) + crossing
-    return turns + plan.share + _TILE * (1 + crossing) + _PARTS + _PART * parts
+    return turns + _TILE * (1 + crossing) + plan.share * _PART_BLOCK + _PARTS + -(-parts // 3) * _THREE_PARTS
+
+
+def programs_of(plan: Plan, tiles: int, programs: int) -> int:
+    """Returns how many of `programs` have something to do."""
+    parts = -(-(tiles - plan.whole) * plan.span // plan.share) if plan.whole < tiles else 0
+    return min(programs, max(plan.whole, parts))
 
 
 @gluon_jit
@@ -65,20 +73,17 @@ def _turns(plan):  # type: ignore[no-untyped-def]
 
 
 @gluon_jit
-def _turn(count, tiles, blocks, plan, SPLIT: gl.constexpr):  # type: ignore[no-untyped-def]
+def _turn(count, tiles, blocks, plan):  # type: ignore[no-untyped-def]
     """The tile of a program's turn `count`, and its blocks of keys, start .. end; none if end <= start."""
     whole, share, span = plan
     tile = gl.program_id(0) + (count - 2) * gl.num_programs(0)
-    start, end = gl.to_tensor(0), blocks
-    if SPLIT:
-        part = count < 2
-        begin = gl.program_id(0) * share
-        which = begin // span + count
-        tile = gl.where(part, whole + which, tile)
-        start = gl.where(part, gl.maximum(begin - which * span, 0), start)
-        end = gl.where(part, gl.minimum(begin + share - which * span, blocks), end)
-        end = gl.where(tile < tiles, end, 0)
-    return tile, start, end
+    part = count < 2
+    begin = gl.program_id(0) * share
+    which = begin // span + count
+    tile = gl.where(part, whole + which, tile)
+    start = gl.where(part, gl.maximum(begin - which * span, 0), 0)
+    end = gl.where(part, gl.minimum(begin + share - which * span, blocks), blocks)
+    return tile, start, gl.where(tile < tiles, end, 0)
 
 
 @gluon_jit

@@ -215,9 +215,18 @@ def _cut(line: list[int]) -> list[list[int]]:
     return pieces
 
 
+def _by_turns(stream: _Stream, spans: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Returns spans in another order: one of each rectangle's in turn, so that no link has all of a time's stores."""
+    owners: dict[int, list[tuple[int, int, int]]] = {}
+    for span in spans:
+        owners.setdefault(max(cut for cut in stream.cuts if cut <= span[0]), []).append(span)
+    turns = [(i / len(some), which, span) for which, some in enumerate(owners.values()) for i, span in enumerate(some)]
+    return [span for *_, span in sorted(turns)]
+
+
 def _raster(stream: _Stream, shape: Shape) -> list[list[int]]:
     """Returns the lines of a stream's tiles that go somewhere, `band` of them below each other at a time."""
-    spans, lines = stream.spans(_GROUP * shape.groups), []
+    spans, lines = _by_turns(stream, stream.spans(_GROUP * shape.groups)), []
     for begin in range(0, len(spans), shape.band):
         for column in range(stream.first, stream.last, shape.columns):
             for span in spans[begin : begin + shape.band]:

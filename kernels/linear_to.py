@@ -45,8 +45,8 @@ def linear_pair_reference(products: list[Product], gelu: bool) -> list[Tensor]:
     return [linear(*one) for one in products]
 
 
-def linear_to(products: list[Product], rectangles: list[Rectangle], gelu: bool = False) -> None:
-    """Computes rectangles of products, x: [M, K] each, or of their GELU, and stores them at their addresses.
+def linear_to(products: list[Product], rectangles: list[Rectangle], copies: tuple[int, ...] = (0,)) -> None:
+    """Computes rectangles of products, x: [M, K] each; stores each once for each of copies, bytes behind its address.
 
     Two products a launch where the kernel for Hopper takes them, which computes for itself while it stores to peers;
     else one of cuBLASLt's for each rectangle.
@@ -59,9 +59,10 @@ def linear_to(products: list[Product], rectangles: list[Rectangle], gelu: bool =
             if one.rows and start <= one.stream < start + len(pair)
         ]
         if linear_hopper.fits(pair) and _one_stride_each(cut):
-            linear_hopper.linear_hopper(pair, cut, gelu)
+            linear_hopper.linear_hopper(pair, cut, False, copies=copies)
         else:
-            _one_by_one(pair, cut, gelu)
+            for behind in copies:
+                _one_by_one(pair, [one._replace(address=one.address + behind) for one in cut])
 
 
 def _one_stride_each(rectangles: list[Rectangle]) -> bool:
@@ -70,7 +71,7 @@ def _one_stride_each(rectangles: list[Rectangle]) -> bool:
     return len(strides) == len({stream for stream, _ in strides})
 
 
-def _one_by_one(products: list[Product], rectangles: list[Rectangle], gelu: bool) -> None:
+def _one_by_one(products: list[Product], rectangles: list[Rectangle]) -> None:
     from sd3par.kernels.nvgpu.products import linear_into  # late: its package asks for compilers
 
     for number, row, rows, column, columns, address, stride in rectangles:
@@ -80,4 +81,4 @@ def _one_by_one(products: list[Product], rectangles: list[Rectangle], gelu: bool
         if bias is None:
             raise ConfigError("bias", bias, f"[{weight.shape[1]}]")
         taken = (x[row : row + rows], weight[:, column : column + columns], bias[column : column + columns])
-        linear_into(*taken, gelu, address, stride, device.stream_handle())
+        linear_into(*taken, False, address, stride, device.stream_handle())

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 import paddle
 from paddle import Tensor
 
-from sd3par.device import CapturedGraph, Device, overwrite
+from sd3par.device import CapturedGraph, Device, overwrite, why_no_graphs
 from sd3par.errors import shorten
-from sd3par.graph import why_not
 from sd3par.mesh import Mesh
 
 T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
@@ -94,7 +93,7 @@ class Captured:
 
         On a mesh a failure to record collectives is an error: the others, which recorded, would wait for this process.
         """
-        if engine == "eager" or why_not(device):
+        if engine == "eager" or why_no_graphs(device):
             return None
         made = cls(device, must=engine == "graph")
         if mesh.world.size > 1:

@@ -15,6 +15,7 @@ import paddle
 from paddle import Tensor
 
 from sd3par import kernels
+from sd3par.captured import Captured
 from sd3par.embeddings import patchify, unpatchify
 from sd3par.graph import StepGraph, StepGraphs
 from sd3par.guidance import halves
@@ -38,6 +39,7 @@ class Denoiser:
         plan: timesteps and sigmas.
         size: latent height and width.
         graphs: steps recorded as CUDA graphs, or None to run every step's operators one by one.
+        captured: by which all ranks call alike what comes before the steps, or None.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Denoiser:
         plan: Schedule,
         size: tuple[int, int],
         graphs: StepGraphs | None = None,
+        captured: Captured | None = None,
     ) -> None:
         self.model, self.mesh, self.rows, self.plan, self.graphs = model, model.mesh, rows, plan, graphs
         self.patch = model.config.patch_size
@@ -56,7 +59,8 @@ class Denoiser:
         self.timesteps = paddle.to_tensor(np.repeat(plan.timesteps[:, None], self.pooled.shape[0], axis=1))  # [N, R]
         self.window = self._window()
         first = self.timesteps[: self.window]
-        self.conditions: Conditions = model.prepare(text.context.astype(model.dtype), self.pooled, first, self.grid)
+        context = text.context.astype(model.dtype)
+        self.conditions: Conditions = model.prepare(context, self.pooled, first, self.grid, captured)
         self.deltas = paddle.to_tensor(np.diff(plan.sigmas))  # [N] fp32
 
     def _window(self) -> int:

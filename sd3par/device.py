@@ -192,6 +192,16 @@ class Event:
         return self._event.elapsed_ms(later._event)
 
 
+def why_no_graphs(device: Device) -> str:
+    """Returns why nothing can be recorded on a device, "" where it can."""
+    if device.kind == "cpu":
+        return "the CPU has no CUDA graphs"
+    strategy = paddle.get_flags("FLAGS_allocator_strategy")["FLAGS_allocator_strategy"]
+    if strategy != "auto_growth":
+        return f"FLAGS_allocator_strategy={strategy}: only auto_growth gives a graph memory of its own"
+    return ""
+
+
 class CapturedGraph(Generic[T]):
     """A function recorded as one CUDA graph, which every call replays; on the CPU, the function itself.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from paddle import Tensor, nn
 
 from sd3par import kernels
 from sd3par.config import ModelConfig
+from sd3par.device import current
 from sd3par.layers import Linear, parameter
 
 FREQUENCIES = 256  # size of the sinusoidal timestep embedding, the same in every SD3
@@ -104,8 +106,13 @@ def _frequencies() -> np.ndarray:
     return exact
 
 
+@functools.cache
+def _frequencies_on(device: str) -> Tensor:
+    """Returns them on the current device, of this name: a recording must not copy from the host."""
+    return paddle.to_tensor(_frequencies())
+
+
 def sinusoids(timesteps: Tensor) -> Tensor:
     """timesteps: [...] fp32 -> [..., 256] fp32: cosines, then sines, of 128 frequencies from 1 down to 1e-4."""
-    frequencies = paddle.to_tensor(_frequencies())
-    angles = timesteps.unsqueeze(-1) * frequencies
+    angles = timesteps.unsqueeze(-1) * _frequencies_on(current())
     return paddle.concat([paddle.cos(angles), paddle.sin(angles)], axis=-1)

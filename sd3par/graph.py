@@ -13,7 +13,7 @@ import paddle
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.device import CapturedGraph, Device, overwrite
+from sd3par.device import CapturedGraph, Device, overwrite, why_no_graphs
 from sd3par.errors import shorten
 from sd3par.mesh import Mesh
 from sd3par.mmdit import Conditions
@@ -24,16 +24,6 @@ MOST_GRAPHS = 4  # held by a pipeline; each takes as much memory as a step does
 MOST_SHARE = 0.25  # of the device's memory, of all of them together; the one in use stays, whatever it takes
 
 log = logging.getLogger(__name__)
-
-
-def why_not(device: Device) -> str:
-    """Returns why no step can be recorded on a device, "" where it can."""
-    if device.kind == "cpu":
-        return "the CPU has no CUDA graphs"
-    strategy = paddle.get_flags("FLAGS_allocator_strategy")["FLAGS_allocator_strategy"]
-    if strategy != "auto_growth":
-        return f"FLAGS_allocator_strategy={strategy}: only auto_growth gives a graph memory of its own"
-    return ""
 
 
 class StepGraph:
@@ -107,7 +97,7 @@ class StepGraphs:
         Raises:
             ConfigError: "graph" where no graph is possible.
         """
-        reason = why_not(device)
+        reason = why_no_graphs(device)
         require(engine != "graph" or not reason, "engine", engine, f"auto or eager: {reason}")
         return None if engine == "eager" or reason else cls(device, must=engine == "graph" or world > 1)
 

@@ -12,6 +12,7 @@ from paddle import Tensor, nn
 
 from sd3par import kernels
 from sd3par.attention import Attention, JointAttention, merge, pad
+from sd3par.captured import Captured, directly
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.device import choose
 from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder, patchify, unpatchify
@@ -152,7 +153,8 @@ class JointBlock(nn.Layer):
     def _feed_forward(self, streams: list[tuple[FeedForward, Tensor]]) -> list[Tensor]:
         """x: [R, t, D] of each stream -> their MLPs' sums over mp."""
         hidden = kernels.linears([mlp.first(x) for mlp, x in streams], gelu=True)
-        return self.sums.add([Branch(x, mlp.down) for x, (mlp, _) in zip(hidden, streams, strict=True)])
+        branches = [Branch(x, mlp.down) for x, (mlp, _) in zip(hidden, streams, strict=True)]
+        return self.sums.add(branches, second=True)
 
     def _text(self, c: Tensor) -> list[Branch]:
         """c: [R, tc, inner] -> the product that is the text's output; none in the last block."""
@@ -237,20 +239,23 @@ class MMDiT(nn.Layer):
         pairs = [(block.norm1, block.norm1_context) for block in self.transformer_blocks]
         return [layer for pair in pairs for layer in pair] + [self.norm_out]
 
-    def prepare(self, context: Tensor, pooled: Tensor, timesteps: Tensor, grid: tuple[int, int]) -> Conditions:
+    def prepare(
+        self, context: Tensor, pooled: Tensor, timesteps: Tensor, grid: tuple[int, int], call: Captured | None = None
+    ) -> Conditions:
         """Computes what no step changes.
 
         context: [R, Tc, J] and pooled: [R, P], text states of this dp rank's rows; timesteps: [N, R] fp32, of every
-        step; grid: patches down and across.
+        step; grid: patches down and across; call: records what takes many small operators.
         """
         sp = self.mesh.sp
         layout = Layout(tokens_for(sp.rank, sp.size, grid[0] * grid[1]), tokens_for(sp.rank, sp.size, context.shape[1]))
-        return Conditions(
-            context=self.context_embedder(shard(context, layout.context)),
-            positions=shard(self.pos_embed.positions(grid).unsqueeze(0), layout.image)[0],
-            modulations=self.modulations(timesteps, pooled),
-            layout=layout,
-        )
+        constants = (call or directly)(self.constants, shard(context, layout.context), timesteps, pooled)
+        positions = shard(self.pos_embed.positions(grid).unsqueeze(0), layout.image)[0]
+        return Conditions(constants[0], positions, constants[1], layout)
+
+    def constants(self, context: Tensor, timesteps: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """context: [R, tc, J], timesteps: [N, R] fp32, pooled: [R, P] -> [R, tc, D] and modulations [N, R, k, D]."""
+        return self.context_embedder(context), self.modulations(timesteps, pooled)
 
     def modulations(self, timesteps: Tensor, pooled: Tensor) -> Tensor:
         """timesteps: [N, R] fp32, pooled: [R, P] -> [N, R, k, D], of all adaLNs.

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from sd3par.config import require
 from sd3par.errors import ConfigError
 
 BLOCK = 16
+MOST_THREADS, LEAST_OF_THREAD = 8, 1 << 14  # numbers that a thread takes 0.4 ms for, starting one 0.1 ms
 LOWEST_SEED, HIGHEST_SEED = -(1 << 63), (1 << 64) - 1
 
 
@@ -77,10 +80,20 @@ def _blocks(generator: np.random.RandomState, count: int) -> np.ndarray:
     whole = count // BLOCK * BLOCK
     # The uniforms of an incomplete last block are drawn, and not used: the last 16 numbers are drawn once more.
     uniforms = _uniforms(generator, count)
-    normal[:whole] = _box_muller_blocks(uniforms[:whole])
+    normal[:whole] = _in_threads(_box_muller_blocks, uniforms[:whole])
     if whole < count:
         normal[-BLOCK:] = _box_muller_blocks(_uniforms(generator, BLOCK))
     return normal
+
+
+def _in_threads(function: Callable[[np.ndarray], np.ndarray], numbers: np.ndarray) -> np.ndarray:
+    """Returns function(numbers), which works on each block of 16 by itself: the device waits for the first noise."""
+    threads = min(MOST_THREADS, os.cpu_count() or 1, numbers.size // LEAST_OF_THREAD)
+    if threads < 2:
+        return function(numbers)
+    parts = np.array_split(numbers.reshape([-1, BLOCK]), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return np.concatenate(list(pool.map(function, (part.reshape(-1) for part in parts))))
 
 
 def _uniforms(generator: np.random.RandomState, count: int) -> np.ndarray:

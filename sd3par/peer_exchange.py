@@ -8,7 +8,7 @@ before (mixed tokens, norms) is stored again behind that one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
@@ -85,19 +85,22 @@ class PeerExchange:
         return [(self.axis.rank + 1 + i) % self.axis.size for i in range(self.axis.size)]
 
     def _rectangle(self, number: int, tokens: Tokens, heads: Shared, row: int, to: int) -> Rectangle:
-        """Returns what rank `to` gets of a row's product `number`, and where it lies there."""
-        width, place = 3 * self.widths[to], row * tokens.total + tokens.start
-        return Rectangle(
-            number, row * tokens.size, tokens.stop - tokens.start, 3 * self.starts[to], width,
-            heads.address(to, place * width), width,
-        )  # fmt: skip
+        """Returns what rank `to` gets of a row's product `number`, and where it lies there.
+
+        A token takes as much room on every rank, so that one launch can store to all: ranks with fewer heads than
+        others have a gap behind them.
+        """
+        width, room, place = 3 * self.widths[to], 3 * self.widths[0], row * tokens.total + tokens.start
+        address = heads.address(to, place * room)
+        return Rectangle(number, row * tokens.size, tokens.length, 3 * self.starts[to], width, address, room)
 
     def _lay_out(self, rows: int, *tokens: Tokens) -> _Exchanged:
         """Room for some segments; the first time, a collective of the whole mesh."""
-        own, inner = 3 * self.widths[self.axis.rank], self.starts[-1]
-        heads = self._heads.tensors(
-            [[rows, one.total, own] for one in tokens], [rows * one.total * self._widest for one in tokens]
+        own, widest, inner = 3 * self.widths[self.axis.rank], 3 * self.widths[0], self.starts[-1]
+        whole = self._heads.tensors(
+            [[rows, one.total, widest] for one in tokens], [rows * one.total * self._widest for one in tokens]
         )
+        heads = [shared._replace(own=shared.own[..., :own]) for shared in whole]
         mixed = self._mixed.tensors(
             [[rows, one.size, inner] for one in tokens], [rows * one.size * self._most for one in tokens]
         )
@@ -150,7 +153,7 @@ class PeerSums:
         self._meet()
         return [(x, *(shared.own for shared in room)) for (x,), room in zip(sums, rooms, strict=True)]
 
-    def add(self, branches: list[Branch | GatedBranches]) -> list[Tensor]:
+    def add(self, branches: Sequence[Branch | GatedBranches], second: bool = False) -> list[Tensor]:
         """Returns the parts of each sum over mp, [mp, R, held, D]: `norm` adds them up."""
         firsts = [branch.x if isinstance(branch, Branch) else branch.first.x for branch in branches]
         rows = firsts[0].shape[0]

@@ -5,6 +5,7 @@ Nothing here waits for a peer but `Meeting.__call__`, on the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,9 +35,10 @@ class Shared(NamedTuple):
         """Returns where number `number` of process `rank`'s tensor lies."""
         return self.addresses[rank] + number * self.own.element_size()
 
-    def everywhere(self, number: int) -> Tensor:
-        """Returns where that number lies in each process's, as kernels take addresses: [n] int64."""
-        return paddle.to_tensor([self.address(rank, number) for rank in range(len(self.addresses))], dtype="int64")
+    def everywhere(self, number: int, ranks: Sequence[int] | None = None) -> Tensor:
+        """Returns where that number lies in these processes', or in all: as kernels take addresses, [n] int64."""
+        chosen = range(len(self.addresses)) if ranks is None else ranks
+        return paddle.to_tensor([self.address(rank, number) for rank in chosen], dtype="int64")
 
 
 def share(mesh: Mesh, axis: Axis, count: int, dtype: str) -> Shared:

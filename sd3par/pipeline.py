@@ -242,7 +242,8 @@ class SD3Pipeline:
             plan = self._plan(request, inputs)
             begin = self._begin(request, start, self._latent_shape(request, inputs), plan)
             size = (begin.shape[2], begin.shape[3])
-            denoiser = Denoiser(self.transformer, rows, text, plan, size, self.graphs)
+            together = self.captured and self.captured.together
+            denoiser = Denoiser(self.transformer, rows, text, plan, size, self.graphs, together)
             with self._ticks(plan, progress) as ticks:
                 latents = denoiser.run(begin, request.guidance_scale, ticks, self._on_step(callback))
         with timed(seconds, "decode"):

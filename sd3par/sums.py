@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import paddle
@@ -61,8 +62,11 @@ class Sums:
         """
         return kernels.adaln(streams)
 
-    def add(self, branches: list[Branch | GatedBranches]) -> list[Tensor]:
-        """Returns the sum of each over mp, as `norm` takes it of the tokens that this rank holds."""
+    def add(self, branches: Sequence[Branch | GatedBranches], second: bool = False) -> list[Tensor]:
+        """Returns the sum of each over mp, as `norm` takes it of the tokens that this rank holds.
+
+        second: of the two sums of a block.
+        """
         values = self._values(branches)
         if self.mesh.mp.size == 1 or len(values) == 1:
             return [self.mesh.all_reduce(self.mesh.mp, value) for value in values]
@@ -70,7 +74,7 @@ class Sums:
         first = values[0].shape[1]
         return [both[:, :first], both[:, first:]]  # views
 
-    def _values(self, branches: list[Branch | GatedBranches]) -> list[Tensor]:
+    def _values(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """This mp rank's parts, [R, t, D] each; plain products together."""
         plain = iter(kernels.linears([branch.product() for branch in branches if isinstance(branch, Branch)]))
         return [next(plain) if isinstance(branch, Branch) else branch.value() for branch in branches]

@@ -20,7 +20,7 @@ from sd3par.kernels import Copies, Product, Rectangle, Scattered, Stream
 from sd3par.kernels.adaln import adaln_reference
 from sd3par.kernels.attention import attention_reference
 from sd3par.kernels.gated_sum import gated_sum_reference
-from sd3par.kernels.linear import linear_gelu_reference, linear_reference
+from sd3par.kernels.linear import linear_reference
 from sd3par.kernels.qkv import split_heads_reference
 from sd3par.mesh import Axis, Mesh
 from tests.turns import Turns
@@ -208,17 +208,15 @@ class Emulation:
         for place in range(count):
             self.turns.learn(self._signs[memory.start + 4 * place])
 
-    def _linear_to(self, products: list[Product], rectangles: list[Rectangle], gelu: bool = False) -> None:
-        linear = linear_gelu_reference if gelu else linear_reference
+    def _linear_to(self, products: list[Product], rectangles: list[Rectangle], copies: tuple[int, ...] = (0,)) -> None:
         for number, row, rows, column, columns, address, stride in rectangles:
-            self.turns.pause()
-            self._reads(products)
-            product = products[number]
-            x, weight, bias = product
+            x, weight, bias = products[number]
             assert row + rows <= x.shape[0] and column + columns <= weight.shape[1] and columns <= stride
-            if rows:
-                values = linear(x[row : row + rows], weight, bias)[:, column : column + columns]
-                self._store(address, values.numpy(), stride)
+            for behind in copies if rows else ():
+                self.turns.pause()
+                self._reads(products)
+                values = linear_reference(x[row : row + rows], weight, bias)[:, column : column + columns]
+                self._store(address + behind, values.numpy(), stride)
 
     def _attention(self, segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
         self.turns.pause()
@@ -272,8 +270,8 @@ class Emulation:
         heads = split_heads_reference(packed, head_dim, norm_q, norm_k)
         if norm_q is None or self._find(packed.data_ptr()) is None:
             return heads
-        assert packed.is_contiguous()
-        self._store(packed.data_ptr(), heads.numpy().reshape([1, -1]), packed.size)
+        for row, values in zip(packed, heads.flatten(2).numpy(), strict=True):
+            self._store(row.data_ptr(), values, packed.strides[1])
         return packed.reshape(heads.shape)
 
 
