@@ -21,12 +21,17 @@ from tests.heads_worker import MODELS, model
 # Rows, patches down and across, text tokens: uneven, fewer than ranks, larger than before and smaller again.
 SHAPES = ((2, 5, 3, 7), (1, 3, 1, 2), (1, 4, 6, 9), (2, 5, 3, 7))
 STEPS = 2
-MESHES = ((1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (2, 2))  # (mp, sp)
+MESHES = ((1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (2, 2), (3, 2))  # (mp, sp)
+CASES = [(name, *mesh) for name, config in MODELS.items() for mesh in MESHES
+         if mesh[0] * mesh[1] <= config["num_attention_heads"]]  # fmt: skip
 Shape = tuple[int, int, int, int]
 
 
-def steps(net: MMDiT, shape: Shape) -> list[np.ndarray]:
-    """Returns what steps one after the other predict, [R, T, 64] each; each but the first begins where one ended."""
+def steps(net: MMDiT, shape: Shape, between: Callable[[], object] = lambda: None) -> list[np.ndarray]:
+    """Returns what steps one after the other predict, [R, T, 64] each; each but the first begins where one ended.
+
+    between: called after each step.
+    """
     rows, down, across, text = shape
     context = paddle.to_tensor(array(f"context {shape}", (rows, text, 24)))
     pooled = paddle.to_tensor(array(f"pooled {shape}", (rows, 20)))
@@ -38,6 +43,7 @@ def steps(net: MMDiT, shape: Shape) -> list[np.ndarray]:
         mine = paddle.concat([x[:, tokens.start : tokens.stop], paddle.zeros([rows, tokens.padding, 64])], axis=1)
         x = net.gather_tokens(net.step(mine, conditions, index), tokens)
         found.append(x.numpy())
+        between()
     return found
 
 
@@ -54,8 +60,7 @@ def alone() -> dict[str, list[np.ndarray]]:
         return {name: run(name, SHAPES, Mesh.single()) for name in MODELS}
 
 
-@pytest.mark.parametrize(("mp", "sp"), MESHES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "mp", "sp"), CASES)
 def test_every_mesh_equals_one_process(
     name: str, mp: int, sp: int, alone: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +80,30 @@ def test_any_order_of_ranks_gives_the_same(
         assert all(
             np.abs(x - y).max() < tolerances.MODULE for x, y in zip(predictions, alone[name][:STEPS], strict=True)
         )
+
+
+def test_requests_within_requests_and_models_beside_models(
+    alone: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A callback asks the same model for a larger picture, which asks another model, between any two steps."""
+    names, (small, large) = ("5 heads, dual, QK norm", "6 heads, QK norm"), SHAPES[1:3]
+
+    def both(mesh: Mesh) -> list[np.ndarray]:
+        net, other = (model(MODELS[name], mesh) for name in names)
+        found: list[np.ndarray] = []
+
+        def beside() -> None:
+            found.extend(steps(other, small))
+
+        def within() -> None:
+            found.extend(steps(net, large, beside))
+
+        return [*steps(net, small, within), *found]
+
+    outer, inner, aside = alone[names[0]][STEPS : 2 * STEPS], alone[names[0]][2 * STEPS : 3 * STEPS], alone[names[1]]
+    want = outer + STEPS * (STEPS * aside[STEPS : 2 * STEPS] + inner)
+    for predictions in Emulation(monkeypatch, 2, 2).run(both):
+        assert all(np.abs(x - y).max() < tolerances.MODULE for x, y in zip(predictions, want, strict=True))
 
 
 def test_pools_grow_on_all_ranks_or_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
