@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import paddle
@@ -20,6 +20,15 @@ from tests.turns import Stuck
 why_no_peers = kernels.why_no_peers
 GPU = SimpleNamespace(current=lambda: "nvgpu:0", current_index=lambda: 0, synchronize=lambda: None)
 PLAN = WeightPlan(heads=6, head_dim=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    """Where there are GPUs too."""
+    before = paddle.get_device()
+    paddle.set_device("cpu")
+    yield
+    paddle.set_device(before)
 
 
 @pytest.fixture

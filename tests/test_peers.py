@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import paddle
@@ -25,6 +25,15 @@ MESHES = ((1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (2, 2), (3, 2))  # (mp
 CASES = [(name, *mesh) for name, config in MODELS.items() for mesh in MESHES
          if mesh[0] * mesh[1] <= config["num_attention_heads"]]  # fmt: skip
 Shape = tuple[int, int, int, int]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    """Where there are GPUs too."""
+    before = paddle.get_device()
+    paddle.set_device("cpu")
+    yield
+    paddle.set_device(before)
 
 
 def steps(net: MMDiT, shape: Shape, between: Callable[[], object] = lambda: None) -> list[np.ndarray]:
