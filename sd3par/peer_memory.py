@@ -1,6 +1,6 @@
 """Memory that the processes of an axis map into each other: one's kernels store where another's read (CUDA IPC).
 
-Nothing here waits for a peer but `Meeting.__call__`, on the device.
+Nothing here waits for a peer but a `Meeting`, on the device.
 """
 
 from __future__ import annotations
