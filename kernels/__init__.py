@@ -44,7 +44,7 @@ from sd3par.kernels.linear import (
 )
 from sd3par.kernels.linear_hopper import Rectangle
 from sd3par.kernels.linear_to import linear_pair_reference, linear_pair_triton, linear_to, worth_a_pair
-from sd3par.kernels.meet import meet_triton
+from sd3par.kernels.meet import LIMIT_S, TRIAL, meet_triton
 from sd3par.kernels.patch_embed import MAX_FEATURES, patch_embed_reference, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import architecture, takes, why_not
@@ -69,13 +69,16 @@ def why_no_peers(dtype: str) -> str:
     """Returns why kernels for models of a dtype cannot store to other GPUs' memory here, "" where they can."""
     kind = device.current().split(":")[0]
     if kind != "nvgpu":
-        return f"{kind} has no products that are stored at an address"
+        return f"on {kind} no kernels store to another process's memory"
     return "only half precision has such kernels" if dtype == "float32" else why_not_triton()
 
 
-def meet(flags: Tensor, targets: Tensor) -> None:
-    """Waits on the device for other processes; flags: [n + 1] int32, targets: [n] int64 (meet.py)."""
-    meet_triton(flags, targets)
+def meet(flags: Tensor, targets: Tensor, trial: bool = False) -> None:
+    """Waits on the device for other processes; flags: [n + 1] int32, targets: [n] int64 (meet.py).
+
+    trial: goes on without the others if they do not come.
+    """
+    meet_triton(flags, targets, *((0, TRIAL) if trial else (LIMIT_S, 0)))
 
 
 def wants_channels_last(dtype: str) -> bool:

@@ -13,10 +13,10 @@ from paddle import Tensor
 from sd3par.errors import ConfigError
 from sd3par.kernels.linear import Product, linear_gelu_reference, linear_reference
 from sd3par.kernels.linear_hopper_kernel import _linear_hopper
-from sd3par.kernels.linear_hopper_tiles import Rectangle, Shape, choose, table
+from sd3par.kernels.linear_hopper_tiles import Rectangle, Shape, choose, is_whole, table
 from sd3par.kernels.runtime import architecture, descriptor, launch, processors
 
-__all__ = ["SHAPES", "Product", "Rectangle", "Shape", "fits", "linear_hopper", "linear_hopper_reference"]
+__all__ = ["SHAPES", "Product", "Rectangle", "Shape", "fits", "is_whole", "linear_hopper", "linear_hopper_reference"]
 _HALF = (paddle.bfloat16, paddle.float16)
 _STEP = 64  # terms of a step: 128 bytes, as much as TMA can swizzle
 SHAPES = (Shape(2, 256, 4, 240, 2, 8), Shape(2, 128, 6, 240, 2, 8))  # that `linear_hopper` chooses from

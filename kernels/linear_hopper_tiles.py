@@ -111,11 +111,16 @@ class _Stream:
         return owner.address - self.base + 2 * ((row - owner.row) * self.stride + column - owner.column)
 
 
+def is_whole(one: Rectangle) -> bool:
+    """Returns whether a rectangle's columns are whole runs of those that are stored at once."""
+    return one.column % _GROUP == 0 and one.columns % _GROUP == 0
+
+
 def check(one: Rectangle, stride: int) -> None:
     """Refuses a rectangle that the kernel cannot write; `stride`: of the stream's others."""
     if one.rows < 1 or one.columns < 1 or min(one.row, one.column) < 0:
         raise ConfigError("rectangle", f"{one}", "one or more rows and columns")
-    if one.column % _GROUP or one.columns % _GROUP:
+    if not is_whole(one):
         raise ConfigError("rectangle", f"columns {one.column} + {one.columns}", f"multiples of {_GROUP}")
     if one.address % 16 or one.stride % 8:
         raise ConfigError("rectangle", f"address {one.address:#x}, stride {one.stride}", "multiples of 16 bytes")

@@ -58,7 +58,9 @@ def linear_to(products: list[Product], rectangles: list[Rectangle], copies: tupl
             for one in rectangles
             if one.rows and start <= one.stream < start + len(pair)
         ]
-        if linear_hopper.fits(pair) and _one_stride_each(cut):
+        if not cut:  # of no tokens
+            continue
+        if linear_hopper.fits(pair) and _one_stride_each(cut) and all(map(linear_hopper.is_whole, cut)):
             linear_hopper.linear_hopper(pair, cut, False, copies=copies)
         else:
             for behind in copies:

@@ -15,7 +15,7 @@ from paddle import Tensor
 from sd3par import kernels
 from sd3par.kernels import Product, Rectangle, Scattered
 from sd3par.mesh import Mesh
-from sd3par.peer_memory import Meeting, Shared, SharedPool, addresses_on_device
+from sd3par.peer_memory import Meeting, Shared, SharedPool
 from sd3par.sums import Branch, GatedBranches
 
 
@@ -86,7 +86,6 @@ class PeerCopies:
         ]
 
     def _outs(self, shared: Shared, rows: int, length: int, dim: int) -> list[Scattered]:
-        offset = shared.own.element_size() * self.axis.rank * rows * length * dim
-        mine = shared.addresses[self.axis.rank]
-        ordered = [*(one for one in shared.addresses if one != mine), mine]
-        return [Scattered(addresses_on_device([one + offset]), length, length * dim, dim) for one in ordered]
+        me, number = self.axis.rank, self.axis.rank * rows * length * dim
+        ordered = [*(rank for rank in range(self.axis.size) if rank != me), me]
+        return [Scattered(shared.everywhere(number, [rank]), length, length * dim, dim) for rank in ordered]

@@ -9,6 +9,7 @@ before (mixed tokens, norms) is stored again behind that one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -18,11 +19,9 @@ from paddle import Tensor
 from sd3par import kernels
 from sd3par.kernels import Copies, Product, Rectangle, Scattered
 from sd3par.mesh import Mesh
-from sd3par.peer_memory import Meeting, Shared, SharedPool, addresses_on_device
+from sd3par.peer_memory import Meeting, Shared, SharedPool
 from sd3par.plan import Tokens, WeightPlan, tokens_for
 from sd3par.sums import Branch, GatedBranches
-
-HALF = 2  # bytes of a number
 
 
 class _Exchanged(NamedTuple):
@@ -47,7 +46,9 @@ class PeerExchange:
         self.axis = mesh.sp
         self.widths = [len(heads) * plan.head_dim for heads in plan.groups]
         self.starts = [0, *accumulate(self.widths)]
-        self.head_dim = plan.head_dim
+        # Room is set aside as if all mp ranks had as many heads as the first: so pools grow on all ranks together.
+        most = [len(heads) * plan.head_dim for heads in replace(plan, mp_rank=0).groups]
+        self._widest, self._most = 3 * most[0], sum(most)
         self._meet = Meeting(mesh, mesh.sp)
         self._heads, self._mixed = SharedPool(mesh, mesh.sp, dtype), SharedPool(mesh, mesh.sp, dtype)
         self._exchanged: Callable[..., _Exchanged] = cache(self._lay_out)
@@ -90,25 +91,23 @@ class PeerExchange:
         others have a gap behind them.
         """
         width, room, place = 3 * self.widths[to], 3 * self.widths[0], row * tokens.total + tokens.start
-        address = heads.addresses[to] + HALF * place * room
+        address = heads.address(to, place * room)
         return Rectangle(number, row * tokens.size, tokens.length, 3 * self.starts[to], width, address, room)
 
     def _lay_out(self, rows: int, *tokens: Tokens) -> _Exchanged:
         """Room for some segments; the first time, a collective of the whole mesh."""
         own, widest, inner = 3 * self.widths[self.axis.rank], 3 * self.widths[0], self.starts[-1]
         whole = self._heads.tensors(
-            [[rows, one.total, widest] for one in tokens], [rows * one.total * widest for one in tokens]
+            [[rows, one.total, widest] for one in tokens], [rows * one.total * self._widest for one in tokens]
         )
         heads = [shared._replace(own=shared.own[..., :own]) for shared in whole]
         mixed = self._mixed.tensors(
-            [[rows, one.size, inner] for one in tokens], [rows * one.size * inner for one in tokens]
+            [[rows, one.size, inner] for one in tokens], [rows * one.size * self._most for one in tokens]
         )
-        first = HALF * self.starts[self.axis.rank]
         outs = [
-            Scattered(addresses_on_device([address + first for address in x.addresses]), one.size, one.size * inner,
-                      inner)
+            Scattered(x.everywhere(self.starts[self.axis.rank]), one.size, one.size * inner, inner)
             for x, one in zip(mixed, tokens, strict=True)
-        ]  # fmt: skip
+        ]
         return _Exchanged(heads, mixed, outs)
 
 
@@ -183,7 +182,7 @@ class PeerSums:
             tokens = room.tokens[to]
             for row in range(rows):
                 place = (self.axis.rank * rows + row) * tokens.size * self.dim
-                address = room.parts.addresses[to] + HALF * place
+                address = room.parts.address(to, place)
                 made.append(
                     Rectangle(number, row * length + tokens.start, tokens.length, 0, self.dim, address, self.dim)
                 )
@@ -201,8 +200,7 @@ class PeerSums:
         return rooms, outs
 
     def _copies(self, shared: Shared, length: int) -> Copies:
-        offset = HALF * self._mine(length).start * self.dim
-        return Copies(addresses_on_device([address + offset for address in shared.addresses]), length * self.dim)
+        return Copies(shared.everywhere(self._mine(length).start * self.dim), length * self.dim)
 
     def _lay_out_parts(self, rows: int, *lengths: int) -> list[_Parts]:
         """Room for parts of branches; the first time, a collective of the whole mesh."""
@@ -211,8 +209,6 @@ class PeerSums:
         shapes = [[mp, rows, size, self.dim] for size in sizes]
         every = self._parts.tensors(shapes, [mp * rows * size * self.dim for size in sizes])
         for shared, size, length in zip(every, sizes, lengths, strict=True):
-            offset = HALF * me * rows * size * self.dim
-            addresses = addresses_on_device([address + offset for address in shared.addresses])
-            out = Scattered(addresses, size, size * self.dim, self.dim)
+            out = Scattered(shared.everywhere(me * rows * size * self.dim), size, size * self.dim, self.dim)
             made.append(_Parts([tokens_for(rank, mp, length) for rank in range(mp)], shared, out))
         return made

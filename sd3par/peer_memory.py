@@ -1,13 +1,11 @@
 """Memory that the processes of an axis map into each other: one's kernels store where another's read (CUDA IPC).
 
-Nothing here waits for a peer but `Meeting.__call__`, on the device.
+Nothing here waits for a peer but a `Meeting`, on the device.
 """
 
 from __future__ import annotations
 
-import logging
-import socket
-import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +14,12 @@ from paddle import Tensor
 
 from sd3par import cuda_driver, device, kernels
 from sd3par.errors import shorten
+from sd3par.heartbeat import machine
 from sd3par.mesh import Axis, Mesh
 
 ALIGNED = 128  # elements: where a tensor of shared memory begins, for the widest loads
-log = logging.getLogger(__name__)
+# CUDA lets nobody free what another process maps, and nobody here unmaps: it stays, also when its model is gone.
+_mapped: list[Tensor] = []
 
 
 class Shared(NamedTuple):
@@ -31,6 +31,15 @@ class Shared(NamedTuple):
     own: Tensor
     addresses: tuple[int, ...]
 
+    def address(self, rank: int, number: int) -> int:
+        """Returns where number `number` of process `rank`'s tensor lies."""
+        return self.addresses[rank] + number * self.own.element_size()
+
+    def everywhere(self, number: int, ranks: Sequence[int] | None = None) -> Tensor:
+        """Returns where that number lies in these processes', or in all: as kernels take addresses, [n] int64."""
+        chosen = range(len(self.addresses)) if ranks is None else ranks
+        return paddle.to_tensor([self.address(rank, number) for rank in chosen], dtype="int64")
+
 
 def share(mesh: Mesh, axis: Axis, count: int, dtype: str) -> Shared:
     """Returns `count` zeros, [count], on each process of the axis: a collective of the whole mesh.
@@ -39,6 +48,7 @@ def share(mesh: Mesh, axis: Axis, count: int, dtype: str) -> Shared:
         RuntimeError: a process cannot map another's, on all processes.
     """
     own, error = paddle.zeros([count], dtype=dtype), ""
+    _mapped.append(own)
     device.synchronize()
     index = device.current_index()
     addresses: list[int] = []
@@ -74,11 +84,13 @@ class SharedPool:
     def tensors(self, shapes: list[list[int]], sizes: list[int]) -> list[Shared]:
         """Returns tensors of these shapes, [...] each, side by side; sizes: numbers set aside for each, on all ranks.
 
-        A collective of the whole mesh where it must grow; sizes are the same on all ranks, shapes need not be.
+        A collective of the whole mesh where it must grow; sizes are the same on all its ranks, shapes need not be.
         """
         starts = np.cumsum([0, *(-(-size // ALIGNED) * ALIGNED for size in sizes)])
-        if not self._held or starts[-1] > self._held[-1].own.shape[0]:
-            self._held.append(share(self.mesh, self.axis, int(starts[-1]), self.dtype))
+        held = self._held[-1].own.shape[0] if self._held else 0
+        if starts[-1] > held:  # half as much again at least: requests that grow a little each time add up to little
+            count = max(int(starts[-1]), held + held // 2)
+            self._held.append(share(self.mesh, self.axis, count, self.dtype))
         own, addresses = self._held[-1]
         made = []
         for shape, start in zip(shapes, starts.tolist(), strict=False):
@@ -102,17 +114,18 @@ class Meeting:
 
     def __init__(self, mesh: Mesh, axis: Axis) -> None:
         self._flags = share(mesh, axis, axis.size + 1, "int32")  # one of each process, and how often this one was here
-        targets = [address + 4 * axis.rank for address in self._flags.addresses]
-        self._targets = addresses_on_device(targets)
+        self._targets = self._flags.everywhere(axis.rank)
 
     def __call__(self) -> None:
         """Waits on the device's stream; the host goes on."""
         kernels.meet(self._flags.own, self._targets)
 
-
-def addresses_on_device(addresses: list[int]) -> Tensor:
-    """Returns addresses as kernels take them, [n] int64."""
-    return paddle.to_tensor(addresses, dtype="int64")
+    def works(self) -> bool:
+        """Returns whether all come to a first meeting; waits for them, but not for ever."""
+        kernels.meet(self._flags.own, self._targets, trial=True)
+        device.synchronize()
+        *others, mine = self._flags.own.numpy().tolist()
+        return all(count >= mine for count in others)
 
 
 def why_not(mesh: Mesh, dtype: str) -> str:
@@ -120,17 +133,15 @@ def why_not(mesh: Mesh, dtype: str) -> str:
     reason = kernels.why_no_peers(dtype)
     if device.current() == "cpu":
         return reason
-    where = zlib.crc32(socket.gethostname().encode())
-    hosts = mesh.all_gather(mesh.world, paddle.to_tensor([where], dtype="int64")).numpy()
-    if (hosts != where).any():
-        reason = "the processes are on several machines"
+    axes, here = [axis for axis in (mesh.mp, mesh.sp) if axis.size > 1], machine()
+    for axis in axes:  # other axes may go from one machine to another
+        if (mesh.all_gather(axis, paddle.to_tensor([here], dtype="int64")).numpy() != here).any():
+            reason = reason or "the processes are on several machines"
     if mesh.any(bool(reason)):
         return reason or "another process cannot"
     try:
-        for axis in (mesh.mp, mesh.sp):
-            if axis.size > 1:
-                Meeting(mesh, axis)()
-        device.synchronize()
+        meetings = [Meeting(mesh, axis) for axis in axes]
     except RuntimeError as error:
         return shorten(str(error), 200)
-    return ""
+    lost = not all([meeting.works() for meeting in meetings])
+    return "what is stored to another GPU does not arrive" if mesh.any(lost) else ""

@@ -58,6 +58,7 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "dtype unknown": (["--dtype", "float64"], ["dtype: got float64", "auto, float32, bfloat16, float16"]),
     "dtype not on the CPU": (["--dtype", "float16", "--device", "cpu"], ["dtype: got float16", "float32 on cpu"]),
     "device unknown": (["--device", "tpu"], ["device: got tpu", "auto, cpu, gpu, nvgpu"]),
+    "transport unknown": (["--transport", "tcp"], ["transport: got tcp", "auto, peer, collective"]),
     "engine unknown": (["--engine", "warp"], ["engine: got warp", "auto"]),
     "optimize 0": (["--inference_optimize", "0"], ["inference_optimize: got 0", "allowed: 1"]),
     "benchmark 0": (["--benchmark", "0"], ["benchmark: got 0", "1 to 1000"]),

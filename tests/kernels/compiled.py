@@ -22,7 +22,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.backends.nvidia.driver import CudaDriver
 
 from sd3par.kernels import runtime
-from sd3par.kernels.adaln import Stream, _adaln, adaln_triton
+from sd3par.kernels.adaln import Copies, Stream, _adaln, adaln_triton
 from sd3par.kernels.attention import Scattered, _attention, attention_triton
 from sd3par.kernels.attention_hopper import attention_hopper
 from sd3par.kernels.attention_hopper_kernel import _attention_hopper
@@ -41,6 +41,7 @@ from sd3par.kernels.group_norm_strips import (
 from sd3par.kernels.guidance_euler import _guidance_euler, guidance_euler_triton
 from sd3par.kernels.linear_hopper import SHAPES, Product, Rectangle, fits, linear_hopper
 from sd3par.kernels.linear_hopper_kernel import _linear_hopper
+from sd3par.kernels.meet import TRIAL, _meet, meet_triton
 from sd3par.kernels.patch_embed import _patch_embed, patch_embed_triton
 from sd3par.kernels.qkv import _norm_heads, split_heads_triton
 
@@ -48,7 +49,8 @@ CAPABILITIES = (80, 90, 100)
 KERNELS = {"attention": _attention, "adaln": _adaln, "split_heads": _norm_heads, "guidance_euler": _guidance_euler,
            "group_norm_partial": _partial, "group_norm_merge": _merge, "group_norm_apply": _apply,
            "pack_strip": _pack, "merge_strips": _merge_strips, "group_norm_strip": _apply_strip,
-           "patch_embed": _patch_embed, "gated_sum": _gated_sum, "conv3x3": _conv3x3}  # fmt: skip
+           "patch_embed": _patch_embed, "gated_sum": _gated_sum, "conv3x3": _conv3x3,
+           "meet": _meet}  # fmt: skip
 
 
 def stub(capability: int, launches: list[tuple[int, ...]]) -> CudaDriver:
@@ -70,6 +72,21 @@ def scattered(segments: list[paddle.Tensor]) -> list[Scattered]:
     """Returns for each segment, [R, Ti, 3, heads, head_dim], where half of a rank's outputs go, of a mesh of two."""
     half = [-(-x.shape[1] // 2) for x in segments]
     return [Scattered(paddle.zeros([2], dtype="int64"), size, size * 3072, 3072) for size in half]
+
+
+def call_peers() -> None:
+    """Calls what stores to two ranks: norms of one's tokens, of parts of a sum, parts of a gated sum; and meetings."""
+    x, parts = paddle.zeros([2, 19, 1536], dtype="bfloat16"), paddle.zeros([2, 2, 19, 1536], dtype="bfloat16")
+    vector, addresses = x[:, 0], paddle.zeros([2], dtype="int64")
+    once, copies = ((vector, vector),), Copies(addresses, 37 * 1536)
+    adaln_triton([Stream(x, None, None, once)] * 2, [[copies]] * 2)
+    adaln_triton([Stream(x, parts, vector, once)] * 2, [[copies]] * 2)
+    twice = Stream(x, parts, None, once * 2)
+    adaln_triton([twice, Stream(x, parts, vector, once)], [[copies] * 2, [copies]])
+    gated_sum_triton(x, vector, x, vector, Scattered(addresses, 10, 10 * 1536, 1536))
+    flags = paddle.zeros([3], dtype="int32")
+    meet_triton(flags, addresses)
+    meet_triton(flags, addresses, 0, TRIAL)
 
 
 def call_all() -> None:
@@ -167,6 +184,7 @@ def main() -> None:
         launches: list[tuple[int, ...]] = []
         triton.runtime.driver.set_active(stub(capability, launches))
         call_all()
+        call_peers()
         found[f"launches sm_{capability}"] = launches
         if capability == 90:
             found["hopper"] = call_hopper()

@@ -181,9 +181,11 @@ def meeting_cases() -> Iterator[Case]:
     targets = paddle.to_tensor([told.data_ptr(), flags.data_ptr() + 4, told.data_ptr() + 8], dtype="int64")
     for turn in (1, 2):
         flags[0] = turn
-        meet_triton(flags, targets, limited=False)
+        meet_triton(flags, targets, limit_s=0)
         yield f"meeting {turn}, own flags", flags, paddle.to_tensor([turn, turn, 2, turn])
         yield f"meeting {turn}, others' flags", told, paddle.to_tensor([turn, 0, turn])
+    meet_triton(flags, targets, limit_s=0, most=3)
+    yield "meeting 3, to which nobody comes", flags, paddle.to_tensor([2, 3, 2, 3])
 
 
 def exact_of(streams: list[Stream]) -> list[Stream]:

@@ -11,11 +11,12 @@ import pytest
 from paddle import Tensor
 
 from sd3par import ConfigError, kernels
-from sd3par.kernels.linear import linear_fused, linear_gelu_fused, linear_gelu_reference, linear_reference
+from sd3par.kernels.linear import Product, linear_fused, linear_gelu_fused, linear_gelu_reference, linear_reference
 from tests import tolerances
 from tests.arrays import array
 
 linear = importlib.import_module("sd3par.kernels.linear")
+linear_to = importlib.import_module("sd3par.kernels.linear_to")
 
 
 def tensors(columns: int = 24, dtype: str = "float32") -> tuple[Tensor, Tensor, Tensor]:
@@ -91,6 +92,24 @@ def test_traced_programs_are_no_fused_product(monkeypatch: pytest.MonkeyPatch) -
     assert linear.fuses(x)
     monkeypatch.setattr(paddle, "in_dynamic_mode", lambda: False)
     assert not linear.fuses(x)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "launches"),
+    [(192, 5, ["one"]), (96, 5, ["each"]), (192, 0, [])],
+    ids=["heads of 64", "an odd number of heads of 32", "no tokens"],
+)
+def test_which_products_go_to_peers_in_one_launch(
+    columns: int, rows: int, launches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(linear_to.linear_hopper, "fits", lambda streams: True)
+    monkeypatch.setattr(linear_to.linear_hopper, "linear_hopper", lambda *given, **named: made.append("one"))
+    monkeypatch.setattr(linear_to, "_one_by_one", lambda products, rectangles: made.append("each"))
+    product = Product(paddle.zeros([5, 128]), paddle.zeros([128, 384]), paddle.zeros([384]))
+    ways = [kernels.Rectangle(0, 0, rows, columns * to, columns, 1 << 20, columns) for to in range(2)]
+    kernels.linear_to([product], ways)
+    assert made == launches
 
 
 def wrong(name: str) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

@@ -89,6 +89,7 @@ def test_every_flag_is_explained(parser: Parser) -> None:
     assert [action.dest for action in shown if not action.help] == []
     assert [action.dest for action in shown if action.default not in (None, False) and "default" not in text] == []
     assert "run_dir" not in text
+    assert "--transport NAME" in text
     for words in ("(default: 28)", "(default: 7.0)", "(default: 0)", "(default: tiny)", "Exit codes: 0 done; 2 "):
         assert words in " ".join(text.split())
 

@@ -1,0 +1,171 @@
+"""Stores to other ranks' memory: the prediction of one process on every mesh, and what must not race."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import paddle
+import pytest
+
+from sd3par.mesh import Mesh
+from sd3par.mmdit import MMDiT
+from sd3par.peer_copies import PeerCopies
+from sd3par.peer_exchange import PeerExchange, PeerSums
+from sd3par.plan import tokens_for
+from tests import tolerances
+from tests.arrays import array
+from tests.emulated import Emulation, Race
+from tests.heads_worker import MODELS, model
+
+# Rows, patches down and across, text tokens: uneven, fewer than ranks, larger than before and smaller again.
+SHAPES = ((2, 5, 3, 7), (1, 3, 1, 2), (1, 4, 6, 9), (2, 5, 3, 7))
+STEPS = 2
+MESHES = ((1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (2, 2), (3, 2))  # (mp, sp)
+CASES = [(name, *mesh) for name, config in MODELS.items() for mesh in MESHES
+         if mesh[0] * mesh[1] <= config["num_attention_heads"]]  # fmt: skip
+Shape = tuple[int, int, int, int]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    """Where there are GPUs too."""
+    before = paddle.get_device()
+    paddle.set_device("cpu")
+    yield
+    paddle.set_device(before)
+
+
+def steps(net: MMDiT, shape: Shape, between: Callable[[], object] = lambda: None) -> list[np.ndarray]:
+    """Returns what steps one after the other predict, [R, T, 64] each; each but the first begins where one ended.
+
+    between: called after each step.
+    """
+    rows, down, across, text = shape
+    context = paddle.to_tensor(array(f"context {shape}", (rows, text, 24)))
+    pooled = paddle.to_tensor(array(f"pooled {shape}", (rows, 20)))
+    timesteps = paddle.to_tensor(np.linspace(937.5, 12.25, STEPS * rows).reshape([STEPS, rows]).astype("float32"))
+    x = paddle.to_tensor(array(f"latents {shape}", (rows, down * across, 64)))
+    conditions, sp, found = net.prepare(context, pooled, timesteps, (down, across)), net.mesh.sp, []
+    tokens = tokens_for(sp.rank, sp.size, down * across)
+    for index in range(STEPS):
+        mine = paddle.concat([x[:, tokens.start : tokens.stop], paddle.zeros([rows, tokens.padding, 64])], axis=1)
+        x = net.gather_tokens(net.step(mine, conditions, index), tokens)
+        found.append(x.numpy())
+        between()
+    return found
+
+
+def run(name: str, shapes: tuple[Shape, ...], mesh: Mesh) -> list[np.ndarray]:
+    """Returns the predictions for some requests that one model gets."""
+    net = model(MODELS[name], mesh)
+    return [x for shape in shapes for x in steps(net, shape)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, list[np.ndarray]]:
+    """What one process predicts."""
+    with paddle.no_grad():
+        return {name: run(name, SHAPES, Mesh.single()) for name in MODELS}
+
+
+@pytest.mark.parametrize(("name", "mp", "sp"), CASES)
+def test_every_mesh_equals_one_process(
+    name: str, mp: int, sp: int, alone: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulation = Emulation(monkeypatch, mp, sp)
+    for predictions in emulation.run(lambda mesh: run(name, SHAPES, mesh)):
+        for got, want in zip(predictions, alone[name], strict=True):
+            assert np.abs(got - want).max() < tolerances.MODULE
+    assert emulation.meetings > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_order_of_ranks_gives_the_same(
+    seed: int, alone: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "5 heads, dual, QK norm"
+    for predictions in Emulation(monkeypatch, 2, 2, seed + 1).run(lambda mesh: run(name, SHAPES[:1], mesh)):
+        assert all(
+            np.abs(x - y).max() < tolerances.MODULE for x, y in zip(predictions, alone[name][:STEPS], strict=True)
+        )
+
+
+def test_requests_within_requests_and_models_beside_models(
+    alone: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A callback asks the same model for a larger picture, which asks another model, between any two steps."""
+    names, (small, large) = ("5 heads, dual, QK norm", "6 heads, QK norm"), SHAPES[1:3]
+
+    def both(mesh: Mesh) -> list[np.ndarray]:
+        net, other = (model(MODELS[name], mesh) for name in names)
+        found: list[np.ndarray] = []
+
+        def beside() -> None:
+            found.extend(steps(other, small))
+
+        def within() -> None:
+            found.extend(steps(net, large, beside))
+
+        return [*steps(net, small, within), *found]
+
+    outer, inner, aside = alone[names[0]][STEPS : 2 * STEPS], alone[names[0]][2 * STEPS : 3 * STEPS], alone[names[1]]
+    want = outer + STEPS * (STEPS * aside[STEPS : 2 * STEPS] + inner)
+    for predictions in Emulation(monkeypatch, 2, 2).run(both):
+        assert all(np.abs(x - y).max() < tolerances.MODULE for x, y in zip(predictions, want, strict=True))
+
+
+def test_pools_grow_on_all_ranks_or_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where mp ranks have different numbers of heads too: growing is a collective of the whole mesh."""
+    shapes = ((1, 1, 1, 1), (1, 1, 1, 3), (1, 2, 2, 3), (1, 2, 3, 3), (1, 3, 3, 4))
+    Emulation(monkeypatch, 2, 2).run(lambda mesh: run("5 heads", shapes, mesh))
+
+
+def without_meeting(kind: type, method: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Returns what leaves out the meeting at the end of a method."""
+
+    def harm(monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = getattr(kind, method)
+
+        def harmed(self: object, *given: object, **named: object) -> object:
+            meet, self._meet = self._meet, lambda: None
+            try:
+                return whole(self, *given, **named)
+            finally:
+                self._meet = meet
+
+        monkeypatch.setattr(kind, method, harmed)
+
+    return harm
+
+
+def without_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lays the parts of both sums of a block over the same bytes."""
+    add = PeerCopies.add
+    monkeypatch.setattr(PeerCopies, "add", lambda self, branches, second=False: add(self, branches))
+
+
+def without_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the last norm of a step where all others are."""
+    norm = PeerSums.norm
+    monkeypatch.setattr(PeerSums, "norm", lambda self, streams, lengths, last=False: norm(self, streams, lengths))
+
+
+HARMS = {
+    "heads": (without_meeting(PeerExchange, "project"), 1, 2),
+    "mixed tokens": (without_meeting(PeerExchange, "attend"), 1, 2),
+    "norms": (without_meeting(PeerSums, "norm"), 3, 1),
+    "parts": (without_meeting(PeerSums, "add"), 3, 1),
+    "last norm": (without_last, 3, 1),
+    "parts on two": (without_meeting(PeerCopies, "add"), 2, 1),
+    "second parts": (without_second, 2, 1),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("harm", HARMS)
+def test_every_meeting_is_needed(harm: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, mp, sp = HARMS[harm]
+    change(monkeypatch)
+    with pytest.raises(Race):
+        Emulation(monkeypatch, mp, sp, seed).run(lambda mesh: run("5 heads", SHAPES[:1], mesh))
