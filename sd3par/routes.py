@@ -52,4 +52,4 @@ def _sums(mesh: Mesh, plan: WeightPlan, dtype: str) -> Sums | PeerSums | PeerCop
     """Returns how parts of sums are stored to peers."""
     if mesh.mp.size == 1:
         return Sums(mesh)
-    return PeerCopies(mesh, dtype) if mesh.mp.size == 2 else PeerSums(mesh, plan.heads * plan.head_dim, dtype)
+    return PeerSums(mesh, plan.heads * plan.head_dim, dtype)
