@@ -49,23 +49,19 @@ def _readable(x: Tensor) -> bool:
     return x.strides[1] == 1 and x.strides[0] % 8 == 0 and x.strides[0] >= x.shape[1] and x.data_ptr() % 16 == 0
 
 
-def linear_hopper(
-    streams: list[Product], rectangles: list[Rectangle], gelu: bool, shape: Shape | None = None,
-    copies: tuple[int, ...] = (0,),
-) -> None:  # fmt: skip
+def linear_hopper(streams: list[Product], rectangles: list[Rectangle], gelu: bool, shape: Shape | None = None) -> None:
     """Stores x @ weight + bias of streams that `fits`, or its GELU, in the parts that rectangles cut out of them.
 
     Rectangles' columns are multiples of 64, addresses of 16 bytes, strides the same in a stream. What none covers is
-    not stored. All is stored once for each of `copies`, so many bytes, multiples of 16, behind its address. Tables for
-    the programs are kept, by the streams' sizes and where rectangles are, relative to the first of their stream: a call
-    with the same must come before a graph is recorded.
+    not stored. Tables for the programs are kept, by the streams' sizes and where rectangles are, relative to the first
+    of their stream: a call with the same must come before a graph is recorded.
     """
     rows, (terms, columns) = [one.x.shape[0] for one in streams], streams[0].weight.shape
     lines, programs, shape = _table(rows, terms, columns, rectangles, shape)
     first = [next((one.address for one in rectangles if one.stream == number), 0) for number in range(2)]
     ways = [(*_descriptors(one, shape), one.x if one.bias is None else one.bias) for one in streams]
     launch(
-        _linear_hopper, (programs,), *ways[0], first[0], *ways[-1], first[len(ways) - 1], copies, lines,
+        _linear_hopper, (programs,), *ways[0], first[0], *ways[-1], first[len(ways) - 1], lines,
         GROUPS=shape.groups, STAGES=shape.stages, LEAD=min(shape.lead, terms // _STEP - 1), GELU=gelu,
         BIASED=streams[0].bias is not None, REGISTERS=shape.registers, num_warps=4,
     )  # fmt: skip

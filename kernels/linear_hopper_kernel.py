@@ -126,8 +126,8 @@ def _gelu(x):  # type: ignore[no-untyped-def]
 def _store(acc, address, line, bias, rows, PART: gl.constexpr, GELU: gl.constexpr, BIASED: gl.constexpr):  # type: ignore[no-untyped-def]
     """acc: [64, columns], bias: [columns of a tile] in shared memory; stores what is finished, 64 columns at a time.
 
-    address: the stream's, and how many bytes behind it copies go. PART counts from the tile's first; rows, [64] each:
-    whether they count, are of the first part, and how many bytes behind the tile's first row.
+    PART counts them from the tile's first; rows, [64] each: whether they count, are of the first part, and how many
+    bytes behind the tile's first row.
     """
     COLUMNS: gl.constexpr = acc.shape[1]
     if COLUMNS > 64:
@@ -146,10 +146,8 @@ def _store(acc, address, line, bias, rows, PART: gl.constexpr, GELU: gl.constexp
         inside, in_first, offset = rows
         place = gl.where(in_first, gl.load(line + 6 + 2 * PART), gl.load(line + 7 + 2 * PART))
         column = gl.arange(0, 64, layout=gl.SliceLayout(0, LINES))
-        base, copies = address
-        for i in gl.static_range(len(copies)):
-            out = (base + copies[i] + place + offset).to(gl.pointer_type(bias.dtype), bitcast=True)
-            gl.store(gl.multiple_of(out[:, None], [16, 16]) + column[None, :], y, mask=(inside & (place != 1))[:, None])
+        out = (address + place + offset).to(gl.pointer_type(bias.dtype), bitcast=True)
+        gl.store(gl.multiple_of(out[:, None], [16, 16]) + column[None, :], y, mask=(inside & (place != 1))[:, None])
 
 
 @gluon_jit
@@ -172,7 +170,7 @@ def _finish(acc, address, line, bias, GROUP: gl.constexpr, GELU: gl.constexpr, B
 
 @gluon_jit
 def _consume(  # type: ignore[no-untyped-def]
-    first, second, copies, table, bufs, bars, GROUP: gl.constexpr, GROUPS: gl.constexpr, LEAD: gl.constexpr,
+    first, second, table, bufs, bars, GROUP: gl.constexpr, GROUPS: gl.constexpr, LEAD: gl.constexpr,
     GELU: gl.constexpr, BIASED: gl.constexpr,
 ):  # fmt: skip
     """One warp group: 64 rows of every tile."""
@@ -200,7 +198,7 @@ def _consume(  # type: ignore[no-untyped-def]
             if BIASED:
                 bias_bufs.index(GROUP).store(bias)
             address = gl.where(in_first, first[3], second[3])
-            _finish(acc, (address, copies), line, bias_bufs.index(GROUP), GROUP, GELU, BIASED)
+            _finish(acc, address, line, bias_bufs.index(GROUP), GROUP, GELU, BIASED)
         elif rows > 0:
             index, phase = _pass(steps, (index, phase), bars, STAGES)
         rows = next_rows
@@ -216,15 +214,14 @@ def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):  # type: ignore[no-u
 
 @gluon_jit
 def _linear_hopper(  # type: ignore[no-untyped-def]
-    x, weight, bias, address, x2, weight2, bias2, address2, copies, table,
+    x, weight, bias, address, x2, weight2, bias2, address2, table,
     GROUPS: gl.constexpr, STAGES: gl.constexpr, LEAD: gl.constexpr, GELU: gl.constexpr, BIASED: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Each program does its tiles of the table.
 
     x, weight: [M, K] and [K, N] of TMA, read by [64, 64] and [64, COLUMNS]; bias: [N]; address: from which the stream's
-    places count. Those with a 2 are the second stream's. copies: all is stored so many bytes behind these, each.
-    REGISTERS: a thread's of the groups that multiply.
+    places count. Those with a 2 are the second stream's. REGISTERS: a thread's of the groups that multiply.
     """
     COLUMNS: gl.constexpr = weight.block_type.shape[1]
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
@@ -239,8 +236,8 @@ def _linear_hopper(  # type: ignore[no-untyped-def]
     if GROUPS == 2:
         gl.warp_specialize(
             [
-                (_consume, (one, two, copies, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED)),
-                (_consume, (one, two, copies, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED)),
+                (_consume, (one, two, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED)),
+                (_consume, (one, two, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED)),
                 (_produce, (one, two, table, bufs, bars, GROUPS)),
             ],
             [4, 1],
@@ -249,9 +246,9 @@ def _linear_hopper(  # type: ignore[no-untyped-def]
     else:
         gl.warp_specialize(
             [
-                (_consume, (one, two, copies, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED)),
-                (_consume, (one, two, copies, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED)),
-                (_consume, (one, two, copies, table, bufs, bars, 2, GROUPS, LEAD, GELU, BIASED)),
+                (_consume, (one, two, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED)),
+                (_consume, (one, two, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED)),
+                (_consume, (one, two, table, bufs, bars, 2, GROUPS, LEAD, GELU, BIASED)),
                 (_produce, (one, two, table, bufs, bars, GROUPS)),
             ],
             [4, 4, 1],

@@ -45,8 +45,8 @@ def linear_pair_reference(products: list[Product], gelu: bool) -> list[Tensor]:
     return [linear(*one) for one in products]
 
 
-def linear_to(products: list[Product], rectangles: list[Rectangle], copies: tuple[int, ...] = (0,)) -> None:
-    """Computes rectangles of products, x: [M, K] each; stores each once for each of copies, bytes behind its address.
+def linear_to(products: list[Product], rectangles: list[Rectangle]) -> None:
+    """Computes rectangles of products, x: [M, K] each, and stores them at their addresses.
 
     Two products a launch where the kernel for Hopper takes them, which computes for itself while it stores to peers;
     else one of cuBLASLt's for each rectangle.
@@ -61,10 +61,9 @@ def linear_to(products: list[Product], rectangles: list[Rectangle], copies: tupl
         if not cut:  # of no tokens
             continue
         if linear_hopper.fits(pair) and _one_stride_each(cut) and all(map(linear_hopper.is_whole, cut)):
-            linear_hopper.linear_hopper(pair, cut, False, copies=copies)
+            linear_hopper.linear_hopper(pair, cut, False)
         else:
-            for behind in copies:
-                _one_by_one(pair, [one._replace(address=one.address + behind) for one in cut])
+            _one_by_one(pair, cut)
 
 
 def _one_stride_each(rectangles: list[Rectangle]) -> bool:

@@ -153,8 +153,7 @@ class JointBlock(nn.Layer):
     def _feed_forward(self, streams: list[tuple[FeedForward, Tensor]]) -> list[Tensor]:
         """x: [R, t, D] of each stream -> their MLPs' sums over mp."""
         hidden = kernels.linears([mlp.first(x) for mlp, x in streams], gelu=True)
-        branches = [Branch(x, mlp.down) for x, (mlp, _) in zip(hidden, streams, strict=True)]
-        return self.sums.add(branches, second=True)
+        return self.sums.add([Branch(x, mlp.down) for x, (mlp, _) in zip(hidden, streams, strict=True)])
 
     def _text(self, c: Tensor) -> list[Branch]:
         """c: [R, tc, inner] -> the product that is the text's output; none in the last block."""

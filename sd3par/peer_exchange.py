@@ -153,7 +153,7 @@ class PeerSums:
         self._meet()
         return [(x, *(shared.own for shared in room)) for (x,), room in zip(sums, rooms, strict=True)]
 
-    def add(self, branches: Sequence[Branch | GatedBranches], second: bool = False) -> list[Tensor]:
+    def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the parts of each sum over mp, [mp, R, held, D]: `norm` adds them up."""
         firsts = [branch.x if isinstance(branch, Branch) else branch.first.x for branch in branches]
         rows = firsts[0].shape[0]

@@ -9,7 +9,6 @@ from sd3par import peer_memory
 from sd3par.attention import SequenceExchange
 from sd3par.config import require
 from sd3par.mesh import Mesh
-from sd3par.peer_copies import PeerCopies
 from sd3par.peer_exchange import PeerExchange, PeerSums
 from sd3par.plan import WeightPlan
 from sd3par.sums import Sums
@@ -21,7 +20,7 @@ class Routes(NamedTuple):
     """The exchange of tokens for heads over sp, and sums over mp."""
 
     exchange: SequenceExchange | PeerExchange
-    sums: Sums | PeerSums | PeerCopies
+    sums: Sums | PeerSums
 
     @property
     def transport(self) -> str:
@@ -44,12 +43,8 @@ def routes_for(mesh: Mesh, plan: WeightPlan, dtype: str) -> Routes:
     if reason:
         log.info("collectives, no stores to peers: %s", reason)
         return by_collectives
-    exchange = PeerExchange(mesh, plan, dtype) if mesh.sp.size > 1 else by_collectives.exchange
-    return Routes(exchange, _sums(mesh, plan, dtype))
-
-
-def _sums(mesh: Mesh, plan: WeightPlan, dtype: str) -> Sums | PeerSums | PeerCopies:
-    """Returns how parts of sums are stored to peers."""
-    if mesh.mp.size == 1:
-        return Sums(mesh)
-    return PeerSums(mesh, plan.heads * plan.head_dim, dtype)
+    dim = plan.heads * plan.head_dim
+    return Routes(
+        PeerExchange(mesh, plan, dtype) if mesh.sp.size > 1 else by_collectives.exchange,
+        PeerSums(mesh, dim, dtype) if mesh.mp.size > 1 else by_collectives.sums,
+    )

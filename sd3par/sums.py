@@ -62,11 +62,8 @@ class Sums:
         """
         return kernels.adaln(streams)
 
-    def add(self, branches: Sequence[Branch | GatedBranches], second: bool = False) -> list[Tensor]:
-        """Returns the sum of each over mp, as `norm` takes it of the tokens that this rank holds.
-
-        second: of the two sums of a block.
-        """
+    def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
+        """Returns the sum of each over mp, as `norm` takes it of the tokens that this rank holds."""
         values = self._values(branches)
         if self.mesh.mp.size == 1 or len(values) == 1:
             return [self.mesh.all_reduce(self.mesh.mp, value) for value in values]

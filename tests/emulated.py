@@ -208,15 +208,15 @@ class Emulation:
         for place in range(count):
             self.turns.learn(self._signs[memory.start + 4 * place])
 
-    def _linear_to(self, products: list[Product], rectangles: list[Rectangle], copies: tuple[int, ...] = (0,)) -> None:
+    def _linear_to(self, products: list[Product], rectangles: list[Rectangle]) -> None:
         for number, row, rows, column, columns, address, stride in rectangles:
             x, weight, bias = products[number]
             assert row + rows <= x.shape[0] and column + columns <= weight.shape[1] and columns <= stride
-            for behind in copies if rows else ():
+            if rows:
                 self.turns.pause()
                 self._reads(products)
                 values = linear_reference(x[row : row + rows], weight, bias)[:, column : column + columns]
-                self._store(address + behind, values.numpy(), stride)
+                self._store(address, values.numpy(), stride)
 
     def _attention(self, segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
         self.turns.pause()

@@ -10,7 +10,6 @@ import pytest
 
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
-from sd3par.peer_copies import PeerCopies
 from sd3par.peer_exchange import PeerExchange, PeerSums
 from sd3par.plan import tokens_for
 from tests import tolerances
@@ -139,12 +138,6 @@ def without_meeting(kind: type, method: str) -> Callable[[pytest.MonkeyPatch], N
     return harm
 
 
-def without_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lays the parts of both sums of a block over the same bytes."""
-    add = PeerCopies.add
-    monkeypatch.setattr(PeerCopies, "add", lambda self, branches, second=False: add(self, branches))
-
-
 def without_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the last norm of a step where all others are."""
     norm = PeerSums.norm
@@ -157,8 +150,7 @@ HARMS = {
     "norms": (without_meeting(PeerSums, "norm"), 3, 1),
     "parts": (without_meeting(PeerSums, "add"), 3, 1),
     "last norm": (without_last, 3, 1),
-    "parts on two": (without_meeting(PeerCopies, "add"), 2, 1),
-    "second parts": (without_second, 2, 1),
+    "parts on two": (without_meeting(PeerSums, "add"), 2, 1),
 }
 
 

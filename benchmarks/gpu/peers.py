@@ -29,7 +29,6 @@ from sd3par.config import ParallelConfig  # noqa: E402
 from sd3par.device import CapturedGraph, Event  # noqa: E402
 from sd3par.layers import Linear  # noqa: E402
 from sd3par.mesh import Mesh  # noqa: E402
-from sd3par.peer_copies import PeerCopies  # noqa: E402
 from sd3par.peer_exchange import PeerExchange, PeerSums  # noqa: E402
 from sd3par.peer_memory import Meeting  # noqa: E402
 from sd3par.plan import WeightPlan, tokens_for  # noqa: E402
@@ -130,9 +129,7 @@ def sums(mesh: Mesh, rows: int) -> None:
     scale, shift, gate = paddle.randn([rows, 3, DIM]).astype(DTYPE).unbind(1)
     branches = [Branch(x, layer) for x, layer in zip(hidden, layers, strict=True)]
     found, results = {}, {}
-    ways: list[tuple[str, Any]] = [
-        ("collective", Sums(mesh)), ("peer", PeerSums(mesh, DIM, DTYPE)), ("copies", PeerCopies(mesh, DTYPE))
-    ]  # fmt: skip
+    ways: list[tuple[str, Any]] = [("collective", Sums(mesh)), ("peer", PeerSums(mesh, DIM, DTYPE))]
     for name, way in ways:
         held = [way.held(x) for x in streams]
 
@@ -146,8 +143,7 @@ def sums(mesh: Mesh, rows: int) -> None:
         found[f"{name}_add_us"] = microseconds(mesh, partial(way.add, branches))
         found[f"{name}_norm_us"] = microseconds(mesh, partial(norm, parts))
     found["products_us"] = microseconds(mesh, lambda: [branch.value() for branch in branches])
-    for name in ("peer", "copies"):
-        found[f"{name}_difference"] = difference(results[name], results["collective"])
+    found["norms_difference"] = difference(results["peer"], results["collective"])
     say(mesh, "sums", rows=rows, **found)
 
 
