@@ -18,7 +18,7 @@ from sd3par.mesh import Mesh
 
 T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
 
-MOST_GRAPHS = 8  # kept of all functions together
+MOST_GRAPHS = 16  # kept of all functions together: five for each shape, three of them for each length of text
 MOST_BYTES = 8 << 30  # of all of them together; larger pictures keep the device busy without
 # Calls of a shape that ask for the operators one by one. They compile, choose and warm up what the recording needs,
 # and a process that makes one or two pictures is done sooner without any recording.
