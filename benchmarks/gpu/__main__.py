@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from benchmarks.record import Run
 from sd3par.config import TRANSPORTS
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("ops", "kernels", "bandwidth", "picture", "attention", "breakdown", "startup", "models")
+PARTS = ("ops", "kernels", "bandwidth", "picture", "attention", "breakdown", "startup", "peers", "decode", "models")
 
 
 def mesh(text: str) -> dict[str, int]:
@@ -82,13 +83,34 @@ def ours(model: str, folder: Path, sizes: dict[str, int], options: argparse.Name
     world = 1
     for size in sizes.values():
         world *= size
-    launcher = ["-m", "paddle.distributed.launch", "--devices", ",".join(map(str, range(world))),
-                "--log_dir", str(folder / "log"), "--log_level", "WARNING"]  # fmt: skip
+    launcher = launched_on(world, folder)
     flags = [word for axis, size in sizes.items() for word in (f"--{axis}_size", str(size))]
     flags += ["--transport", options.transport]
     script = str(ROOT / "benchmarks" / "gpu" / "ours.py")
     return [sys.executable, *(launcher if world > 1 else []), script, model, str(folder), *flags, *timing(options),
             "--engines", *options.engines]  # fmt: skip
+
+
+def launched_on(world: int, folder: Path) -> list[str]:
+    """Returns the flags of Python that start a script on so many GPUs; logs go to `folder`."""
+    return ["-m", "paddle.distributed.launch", "--devices", ",".join(map(str, range(world))),
+            "--log_dir", str(folder / "log"), "--log_level", "WARNING"]  # fmt: skip
+
+
+def on_all(script: str) -> Callable[[argparse.Namespace, Run], bool]:
+    """Returns what measures by a script of this folder, a process on every GPU."""
+
+    def measure(options: argparse.Namespace, run: Run) -> bool:
+        """Runs it; returns whether it ended well, or is for more than one GPU and there is one."""
+        if gpus()[0] == 1:
+            return True
+        with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+            start = [sys.executable, *launched_on(gpus()[0], Path(scratch))]
+            rows, ended = read([*start, str(ROOT / "benchmarks" / "gpu" / script)], options.limit)
+        write(run, rows, {"dtype": "bfloat16"})
+        return ended
+
+    return measure
 
 
 def xdit(model: str, folder: Path, layout: dict[str, int], options: argparse.Namespace) -> list[str]:
@@ -237,7 +259,10 @@ def main() -> int:
     count, name = gpus()
     run = Run("gpu", name.split()[-1].lower(), folder=options.results, commit=options.commit, gpu=f"{count} x {name}")
     right = True
-    together = {"models": models, "attention": attention, "breakdown": breakdown, "startup": startup}
+    together = {
+        "models": models, "attention": attention, "breakdown": breakdown, "startup": startup,
+        "peers": on_all("peers.py"), "decode": on_all("decode.py"),
+    }  # fmt: skip
     for part in options.parts:
         if part in together:
             right &= together[part](options, run)

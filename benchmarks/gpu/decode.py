@@ -102,7 +102,15 @@ def checked(card: device.Device, mesh: Mesh, vae: VAE, exact: VAE, size: tuple[i
     )
     call.clear()
     same = alike(mesh, vae.decode_together(latents))
-    row = {"bench": "check", "size": size, "error_alone": alone, "error": together, "replays": replays, "same": same}
+    row = {
+        "bench": "decode",
+        "what": "check",
+        "size": size,
+        "error_alone": alone,
+        "error": together,
+        "replays": replays,
+        "same": same,
+    }
     return row | {"ok": together <= ROOM * alone and replays and same}
 
 
@@ -117,12 +125,19 @@ def speed(card: device.Device, mesh: Mesh, vae: VAE, mute: VAE, px: int) -> Row:
     functions = {"alone_ms": vae.decode, "together_ms": vae.decode_together, "mute_ms": mute.decode_together}
     times = {name: timed(card, mesh, function, latents) for name, function in functions.items()}
     world = mesh.world.size
-    return {"bench": "speed", "world": world, "px": px, **times, "ideal_ms": round(times["alone_ms"] / world, 3)}
+    return {
+        "bench": "decode",
+        "what": "speed",
+        "world": world,
+        "px": px,
+        **times,
+        "ideal_ms": round(times["alone_ms"] / world, 3),
+    }
 
 
 def collectives(card: device.Device, mesh: Mesh) -> Row:
     """Returns the microseconds of one all-gather of many in a graph: of nothing much, and of two lines of a map."""
-    row: Row = {"bench": "all_gather", "world": mesh.world.size}
+    row: Row = {"bench": "decode", "what": "all_gather", "world": mesh.world.size}
     for name, numbers in (("1 KiB", 512), ("512 KiB", 2 * 512 * 256), ("1 MiB", 2 * 1024 * 256)):
 
         def _many(x: Tensor) -> Tensor:
@@ -174,7 +189,7 @@ def main() -> int:
 def table(rows: list[Row]) -> str:
     """Returns the rows of `speed` as text."""
     names = ("world", "px", "alone_ms", "together_ms", "mute_ms", "ideal_ms")
-    lines = [names, *([row[name] for name in names] for row in rows if row.get("bench") == "speed")]
+    lines = [names, *([row[name] for name in names] for row in rows if row.get("what") == "speed")]
     return "\n".join("".join(f"{value:>14}" for value in line) for line in lines)
 
 
