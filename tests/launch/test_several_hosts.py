@@ -19,7 +19,7 @@ WORDS = ["--num_inference_steps=4", "--seed=2", "--quiet"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [["--dp_size=2"], ["--sp_size=2"]])
+@pytest.mark.parametrize("mesh", [["--sp_size=2"]])
 def test_same_picture_on_two_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mesh: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (port,) = free_ports(1)
