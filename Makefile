@@ -54,12 +54,15 @@ demo: $(VENV)/.test ## demo.png: "a red circle on a blue background" by the bund
 nvgpu: $(VENV)/.nvgpu ## the CUDA plug-in into .venv, for GPUs of ARCH=90 (or 80,90,100); needs nvcc, no GPU
 	@CUSTOM_DEVICE_ROOT= $(BIN)/python -W ignore -m sd3par.kernels.nvgpu build --arch $(ARCH)
 
+# Two at a time, whatever the machine: many tests start up to four processes themselves.
+WORKERS = -n 2 --dist loadgroup
+
 # Where there is CUDA's compiler, the tests of kernels/nvgpu build it, with the headers in NVIDIA's wheels.
 test: $(VENV)/.test $(if $(shell command -v nvcc),$(VENV)/.nvgpu) ## all tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(WORKERS)
 
 check: lint types $(VENV)/.test ## what a change must pass, in under 2 minutes: format, linter, types, fast tests
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(BIN)/python -m pytest -q $(WORKERS) -m 'not slow'
 
 lint: $(VENV)/.dev ## ruff, as formatter and as linter
 	@$(BIN)/ruff format --check --diff -q $(CODE)

@@ -17,6 +17,7 @@ from sd3par.graph import StepGraph, StepGraphs
 from sd3par.guidance import halves
 from sd3par.pipeline import SD3Pipeline
 from sd3par.plan import rows_for
+from tests import tolerances
 from tests.pipeline_cases import CASES
 from tests.test_pipeline import arguments, random_pipe
 
@@ -155,7 +156,8 @@ def test_a_graph_survives_a_callback_that_fails(recorded: SD3Pipeline) -> None:
 def test_windows_of_modulations(recorded: SD3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     want = eager(recorded)
     monkeypatch.setattr(denoise, "MODULATION_BYTES", 1)
-    np.testing.assert_allclose(latents(recorded), want, atol=1e-5)
+    # The same bits but where MKL meets memory of another alignment: in units of the deviation, as all pipelines' errors.
+    assert np.abs(latents(recorded) - want).max() < tolerances.PIPELINE * want.std()
 
 
 def no_graph(*_: Any) -> None:
