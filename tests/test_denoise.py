@@ -156,7 +156,7 @@ def test_a_graph_survives_a_callback_that_fails(recorded: SD3Pipeline) -> None:
 def test_windows_of_modulations(recorded: SD3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     want = eager(recorded)
     monkeypatch.setattr(denoise, "MODULATION_BYTES", 1)
-    # The same bits but where MKL meets memory of another alignment: in units of the deviation, as all pipelines' errors.
+    # The same bits, but where MKL meets memory of another alignment.
     assert np.abs(latents(recorded) - want).max() < tolerances.PIPELINE * want.std()
 
 
