@@ -7,15 +7,8 @@ read it. Which tiles a program takes, and where they are, is here too: all its w
 from __future__ import annotations
 
 from sd3par.kernels.attention_hopper_split import _turn, _turns
+from sd3par.kernels.rings import _next
 from sd3par.kernels.runtime import gl, gluon_jit, hopper
-
-
-@gluon_jit
-def _next(index, phase, COUNT: gl.constexpr):  # type: ignore[no-untyped-def]
-    """The next buffer of a ring, and the phase of its barriers, which changes with every round."""
-    index += 1
-    wraps = index == COUNT
-    return gl.where(wraps, 0, index), gl.where(wraps, phase ^ 1, phase)
 
 
 @gluon_jit

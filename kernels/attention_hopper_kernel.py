@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from sd3par.kernels.attention_hopper_copy import _again, _bit, _counts, _holds, _next, _place, _produce
+from sd3par.kernels.attention_hopper_copy import _again, _bit, _counts, _holds, _place, _produce
 from sd3par.kernels.attention_hopper_split import _join, _turn, _turns
+from sd3par.kernels.rings import _barriers, _next
 from sd3par.kernels.runtime import gl, gluon_jit, hopper
 
 
@@ -218,14 +219,6 @@ def _store(target, result, row, begin, tokens, head):  # type: ignore[no-untyped
         token %= size
     place = row.to(gl.int64) * row_stride + token.to(gl.int64) * token_stride + head * DIM
     gl.store((base + place)[:, None] + column[None, :], result, mask=inside[:, None])
-
-
-@gluon_jit
-def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):  # type: ignore[no-untyped-def]
-    bars = gl.allocate_shared_memory(gl.int64, [COUNT, 1], hopper.mbarrier.MBarrierLayout())
-    for i in gl.static_range(COUNT):
-        hopper.mbarrier.init(bars.index(i), count=ARRIVALS)
-    return bars
 
 
 _SIZES = ("first_tokens", "second_tokens", "rows", "heads", "whole", "share", "span")

@@ -8,15 +8,8 @@ one before it, or all would store at once and nobody would multiply.
 
 from __future__ import annotations
 
+from sd3par.kernels.rings import _barriers, _next
 from sd3par.kernels.runtime import gl, gluon_jit, hopper
-
-
-@gluon_jit
-def _next(index, phase, COUNT: gl.constexpr):  # type: ignore[no-untyped-def]
-    """The next buffer of a ring, and the phase of its barriers, which changes with every round."""
-    index += 1
-    wraps = index == COUNT
-    return gl.where(wraps, 0, index), gl.where(wraps, phase ^ 1, phase)
 
 
 @gluon_jit
@@ -202,14 +195,6 @@ def _consume(  # type: ignore[no-untyped-def]
         elif rows > 0:
             index, phase = _pass(steps, (index, phase), bars, STAGES)
         rows = next_rows
-
-
-@gluon_jit
-def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):  # type: ignore[no-untyped-def]
-    bars = gl.allocate_shared_memory(gl.int64, [COUNT, 1], hopper.mbarrier.MBarrierLayout())
-    for i in gl.static_range(COUNT):
-        hopper.mbarrier.init(bars.index(i), count=ARRIVALS)
-    return bars
 
 
 @gluon_jit
