@@ -135,13 +135,13 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linears(products: list[Product], gelu: bool = False) -> list[Tensor]:
     """Products of streams, x: [R, T, K] each -> [R, T, N] each, or their GELU; two small ones in one launch."""
-    if len(products) == 2 and worth_a_pair(products):
+    if worth_a_pair(products):
         return linear_pair(products, gelu)
     return [(linear_gelu if gelu else linear)(*one) for one in products]
 
 
 def linear_pair(products: list[Product], gelu: bool) -> list[Tensor]:
-    """Two products together, x: [R, T, K] each -> [R, T, N] each, or their GELU."""
+    """Two products, x: [R, T, K] each -> [R, T, N] each, or their GELU: in one launch if they are `worth_a_pair`."""
     return (linear_pair_triton if worth_a_pair(products) else linear_pair_reference)(products, gelu)
 
 

@@ -60,16 +60,10 @@ def linear_to(products: list[Product], rectangles: list[Rectangle]) -> None:
         ]
         if not cut:  # of no tokens
             continue
-        if linear_hopper.fits(pair) and _one_stride_each(cut) and all(map(linear_hopper.is_whole, cut)):
+        if linear_hopper.fits(pair) and all(map(linear_hopper.is_whole, cut)):
             linear_hopper.linear_hopper(pair, cut, False)
         else:
             _one_by_one(pair, cut)
-
-
-def _one_stride_each(rectangles: list[Rectangle]) -> bool:
-    """Whether all of a stream's have the same: sp ranks with different numbers of heads have not."""
-    strides = {(one.stream, one.stride) for one in rectangles}
-    return len(strides) == len({stream for stream, _ in strides})
 
 
 def _one_by_one(products: list[Product], rectangles: list[Rectangle]) -> None:
@@ -82,4 +76,4 @@ def _one_by_one(products: list[Product], rectangles: list[Rectangle]) -> None:
         if bias is None:
             raise ConfigError("bias", bias, f"[{weight.shape[1]}]")
         taken = (x[row : row + rows], weight[:, column : column + columns], bias[column : column + columns])
-        linear_into(*taken, False, address, stride, device.stream_handle())
+        linear_into(*taken, address, stride, device.stream_handle())

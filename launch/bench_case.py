@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 import sys
@@ -22,7 +21,6 @@ from sd3par.launch.worker import attach
 from sd3par.plan import check_world
 
 if TYPE_CHECKING:
-    from sd3par.inputs import PromptEmbeds
     from sd3par.pipeline import SD3Pipeline
     from sd3par.weights import ModelFiles
 
@@ -148,13 +146,15 @@ def _measure(case: Case, parallel: ParallelConfig, place: Place) -> int:
 def measure(pipe: SD3Pipeline, case: Case) -> dict[str, Any]:
     """Returns times and memory of a case, those of the slowest and of the largest rank; all ranks call it."""
     from sd3par import device
+    from sd3par.launch.bench_time import largest, seconds  # late: they import Paddle
 
     card = device.Device(device.current(), pipe.transformer.dtype)
     card.reset_peak_memory()
     first, count = case.options.warm_ups, case.options.repeats
     with pipe.watchdog.told_of_errors():
-        taken = [seconds(pipe, case, seed) for seed in range(first + count)][first:]
-        peak_gib = _largest(pipe, card.peak_memory().allocated / 2**30)
+        request, images, tokens = case.request, case.options.images, case.text_tokens
+        taken = [seconds(pipe, request, images, tokens, seed) for seed in range(first + count)][first:]
+        peak_gib = largest(pipe, card.peak_memory().allocated / 2**30)
     loop, image = (statistics.median(times) for times in zip(*taken, strict=True))
     slow = sorted(times[0] for times in taken)[round(0.9 * (count - 1))]
     return {
@@ -163,44 +163,3 @@ def measure(pipe: SD3Pipeline, case: Case) -> dict[str, Any]:
         "step_ms": 1e3 * loop / case.request.num_inference_steps, "images_per_s": case.options.images / image,
         "repeats": count, "spread": slow / loop - 1, "peak_gib": peak_gib,
     }  # fmt: skip
-
-
-def seconds(pipe: SD3Pipeline, case: Case, seed: int) -> tuple[float, float]:
-    """Returns the seconds from text states on the device to latents and to pictures there, the slowest rank's."""
-    from sd3par import device
-    from sd3par.inputs import Inputs
-
-    inputs = Inputs(embeds=embeds(pipe, case, seed))
-    device.synchronize()
-    pipe.mesh.barrier()
-    start = time.perf_counter()
-    latents = pipe.generate(dataclasses.replace(case.request, seed=seed), inputs, "latent", progress=False).images
-    device.synchronize()
-    loop = time.perf_counter() - start
-    pipe.pixels(latents)
-    device.synchronize()
-    image = time.perf_counter() - start
-    return _largest(pipe, loop), _largest(pipe, image)
-
-
-def embeds(pipe: SD3Pipeline, case: Case, seed: int) -> PromptEmbeds:
-    """Returns text states of as many prompts as pictures, on the device, new for each seed, the same on every rank."""
-    import numpy as np
-    import paddle
-
-    from sd3par.inputs import PromptEmbeds
-
-    config, draw, images = pipe.transformer.config, np.random.default_rng(seed), case.options.images
-
-    def normal(*shape: int) -> paddle.Tensor:
-        return paddle.to_tensor(draw.standard_normal(shape, dtype=np.float32)).astype(pipe.transformer.dtype)
-
-    tokens, pooled = (images, case.text_tokens, config.joint_attention_dim), (images, config.pooled_projection_dim)
-    return PromptEmbeds(normal(*tokens), normal(*pooled), normal(*tokens), normal(*pooled))
-
-
-def _largest(pipe: SD3Pipeline, value: float) -> float:
-    """Returns the largest of all ranks' values."""
-    import paddle
-
-    return float(pipe.mesh.all_gather(pipe.mesh.world, paddle.to_tensor([value], dtype="float32")).max().item())

@@ -25,12 +25,19 @@ MOST_BYTES = 8 << 30  # of all of them together; larger pictures keep the device
 EAGER_CALLS = 2
 _MOST_COUNTED = 256  # shapes, of which calls are counted
 
+Call = Callable[..., Any]  # (function, *tensors) -> what the function gives for them
+
 log = logging.getLogger(__name__)
 
 
 def directly(function: Callable[..., T], *inputs: Tensor) -> T:
     """Returns function(*inputs), as `Captured` does where nothing is recorded."""
     return function(*inputs)
+
+
+def ways(captured: Captured | None) -> tuple[Call, Call]:
+    """Returns by what to call functions that processes call each for itself, and those with collectives."""
+    return (captured, captured.together) if captured else (directly, directly)
 
 
 class _Recording:
@@ -62,24 +69,21 @@ class Captured:
 
     Of too many recordings, or too large ones, those that were not used for longest go.
 
-    Functions with collectives are called by all processes of an axis alike, and this object calls nothing else. Each of
-    them records when the others do and drops what they drop: a collective that one replays and another asks for is an
-    error of NCCL's. So a recording counts as many bytes as on the process where it takes most.
-
     Args:
         device: the current device.
         must: whether a call that cannot be recorded is an error, or the operators are run one by one from then on.
         most: how many recordings are kept.
         most_bytes: how much memory they may take together.
         mesh: the processes of which all make the same calls in the same order: for functions that have collectives,
-            which NCCL wants recorded by all processes or by none. So all keep and drop the same recordings.
+            which NCCL wants recorded by all processes or by none. So all keep and drop the same recordings, and one
+            counts as many bytes as on the process where it takes most.
 
     `together` is what to call functions with collectives by; other functions may differ from one process to another.
     """
 
     def __init__(
         self, device: Device, must: bool, most: int = MOST_GRAPHS, most_bytes: int = MOST_BYTES,
-        mesh: Mesh = Mesh(),
+        mesh: Mesh = Mesh.single(),
     ) -> None:  # fmt: skip
         self.device, self.must, self.most, self.most_bytes, self.mesh = device, must, most, most_bytes, mesh
         self.together = self
@@ -88,7 +92,7 @@ class Captured:
         self._calls: dict[Hashable, int] = {}
 
     @classmethod
-    def choose(cls, engine: str, device: Device, mesh: Mesh = Mesh()) -> Captured | None:
+    def choose(cls, engine: str, device: Device, mesh: Mesh = Mesh.single()) -> Captured | None:
         """Returns what an engine of `pipeline.ENGINES` has on a device, None for eager.
 
         On a mesh a failure to record collectives is an error: the others, which recorded, would wait for this process.

@@ -15,7 +15,7 @@ import paddle
 from paddle import Tensor
 
 from sd3par import kernels
-from sd3par.captured import Captured
+from sd3par.captured import Call, directly
 from sd3par.embeddings import patchify, unpatchify
 from sd3par.graph import StepGraph, StepGraphs
 from sd3par.guidance import halves
@@ -39,7 +39,7 @@ class Denoiser:
         plan: timesteps and sigmas.
         size: latent height and width.
         graphs: steps recorded as CUDA graphs, or None to run every step's operators one by one.
-        captured: by which all ranks call alike what comes before the steps, or None.
+        call: by which all ranks alike call what comes before the steps.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Denoiser:
         plan: Schedule,
         size: tuple[int, int],
         graphs: StepGraphs | None = None,
-        captured: Captured | None = None,
+        call: Call = directly,
     ) -> None:
         self.model, self.mesh, self.rows, self.plan, self.graphs = model, model.mesh, rows, plan, graphs
         self.patch = model.config.patch_size
@@ -60,7 +60,7 @@ class Denoiser:
         self.window = self._window()
         first = self.timesteps[: self.window]
         context = text.context.astype(model.dtype)
-        self.conditions: Conditions = model.prepare(context, self.pooled, first, self.grid, captured)
+        self.conditions: Conditions = model.prepare(context, self.pooled, first, self.grid, call)
         self.deltas = paddle.to_tensor(np.diff(plan.sigmas))  # [N] fp32
 
     def _window(self) -> int:

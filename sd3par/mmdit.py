@@ -12,7 +12,7 @@ from paddle import Tensor, nn
 
 from sd3par import kernels
 from sd3par.attention import Attention, JointAttention, merge, pad
-from sd3par.captured import Captured, directly
+from sd3par.captured import Call, directly
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.device import choose
 from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder, patchify, unpatchify
@@ -239,7 +239,7 @@ class MMDiT(nn.Layer):
         return [layer for pair in pairs for layer in pair] + [self.norm_out]
 
     def prepare(
-        self, context: Tensor, pooled: Tensor, timesteps: Tensor, grid: tuple[int, int], call: Captured | None = None
+        self, context: Tensor, pooled: Tensor, timesteps: Tensor, grid: tuple[int, int], call: Call = directly
     ) -> Conditions:
         """Computes what no step changes.
 
@@ -248,7 +248,7 @@ class MMDiT(nn.Layer):
         """
         sp = self.mesh.sp
         layout = Layout(tokens_for(sp.rank, sp.size, grid[0] * grid[1]), tokens_for(sp.rank, sp.size, context.shape[1]))
-        constants = (call or directly)(self.constants, shard(context, layout.context), timesteps, pooled)
+        constants = call(self.constants, shard(context, layout.context), timesteps, pooled)
         positions = shard(self.pos_embed.positions(grid).unsqueeze(0), layout.image)[0]
         return Conditions(constants[0], positions, constants[1], layout)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sd3par import images, weights
 from sd3par.auto import resolved
-from sd3par.captured import Captured, directly
+from sd3par.captured import Captured, ways
 from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig, parse_config, require
 from sd3par.denoise import Denoiser, OnStep
 from sd3par.device import Device, choose, synchronize
@@ -245,7 +245,7 @@ class SD3Pipeline:
             plan = self._plan(request, inputs)
             begin = self._begin(request, start, self._latent_shape(request, inputs), plan)
             size = (begin.shape[2], begin.shape[3])
-            together = self.captured and self.captured.together
+            _, together = ways(self.captured)
             denoiser = Denoiser(self.transformer, rows, text, plan, size, self.graphs, together)
             with self._ticks(plan, progress) as ticks:
                 latents = denoiser.run(begin, request.guidance_scale, ticks, self._on_step(callback))
@@ -256,10 +256,7 @@ class SD3Pipeline:
     def _encode(self, request: GenerationRequest, inputs: Inputs, rows: Rows) -> TextStates:
         """Returns the states of this dp rank's rows only."""
         width = self.transformer.config.joint_attention_dim
-        call = together = self.captured or directly
-        if self.captured is not None and self.text is not None and self.text.split:
-            together = self.captured.together
-        return encode_request(self.text, request, inputs, rows, width, call, together)
+        return encode_request(self.text, request, inputs, rows, width, *ways(self.captured))
 
     def _plan(self, request: GenerationRequest, inputs: Inputs) -> Schedule:
         return schedule(self.scheduler, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
@@ -279,9 +276,8 @@ class SD3Pipeline:
         # diffusers draws the posterior's sample first, then the noise, from one generator per image.
         drawn = paddle.to_tensor(noise((shape[0], 2 * shape[1], *shape[2:]), request.seed))
         posterior, fresh = drawn.chunk(2, axis=1)
-        latents = (self.captured or directly)(
-            self.vae.encode, start.picture, posterior
-        )  # [1, 3, H, W], encoded once -> [B, C, h, w]
+        alone, _ = ways(self.captured)
+        latents = alone(self.vae.encode, start.picture, posterior)  # [1, 3, H, W], encoded once -> [B, C, h, w]
         return add_noise(latents, fresh, float(plan.sigmas[0]))
 
     def _decode(self, latents: Tensor, output_type: str) -> Any:

@@ -9,7 +9,8 @@ from sd3par import peer_memory
 from sd3par.attention import SequenceExchange
 from sd3par.config import require
 from sd3par.mesh import Mesh
-from sd3par.peer_exchange import PeerExchange, PeerSums
+from sd3par.peer_exchange import PeerExchange
+from sd3par.peer_sums import PeerSums
 from sd3par.plan import WeightPlan
 from sd3par.sums import Sums
 
@@ -25,7 +26,7 @@ class Routes(NamedTuple):
     @property
     def transport(self) -> str:
         """Returns "peer" where a rank stores to another's memory, else "collective"."""
-        peer = isinstance(self.exchange, PeerExchange) or not isinstance(self.sums, Sums)
+        peer = isinstance(self.exchange, PeerExchange) or isinstance(self.sums, PeerSums)
         return "peer" if peer else "collective"
 
 

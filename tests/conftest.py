@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+
+import paddle
+import pytest
 
 # Paddle's launcher counts an empty value as one GPU; tests run on the CPU, and so do the processes that they start.
 os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu() -> Iterator[None]:
+    """Where there are GPUs too."""
+    before = paddle.get_device()
+    paddle.set_device("cpu")
+    yield
+    paddle.set_device(before)

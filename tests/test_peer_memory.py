@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import paddle
@@ -21,14 +21,7 @@ why_no_peers = kernels.why_no_peers
 GPU = SimpleNamespace(current=lambda: "nvgpu:0", current_index=lambda: 0, synchronize=lambda: None)
 PLAN = WeightPlan(heads=6, head_dim=8)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    """Where there are GPUs too."""
-    before = paddle.get_device()
-    paddle.set_device("cpu")
-    yield
-    paddle.set_device(before)
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.fixture

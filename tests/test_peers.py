@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import paddle
@@ -10,7 +10,8 @@ import pytest
 
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
-from sd3par.peer_exchange import PeerExchange, PeerSums
+from sd3par.peer_exchange import PeerExchange
+from sd3par.peer_sums import PeerSums
 from sd3par.plan import tokens_for
 from tests import tolerances
 from tests.arrays import array
@@ -25,14 +26,7 @@ CASES = [(name, *mesh) for name, config in MODELS.items() for mesh in MESHES
          if mesh[0] * mesh[1] <= config["num_attention_heads"]]  # fmt: skip
 Shape = tuple[int, int, int, int]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    """Where there are GPUs too."""
-    before = paddle.get_device()
-    paddle.set_device("cpu")
-    yield
-    paddle.set_device(before)
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def steps(net: MMDiT, shape: Shape, between: Callable[[], object] = lambda: None) -> list[np.ndarray]:

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
-from paddle import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:1] = [str(ROOT)]  # the launcher starts this file as a script
@@ -30,50 +28,17 @@ from sd3par import SD3Pipeline, device  # noqa: E402
 from sd3par.captured import Captured  # noqa: E402
 from sd3par.config import GenerationRequest, ParallelConfig  # noqa: E402
 from sd3par.graph import StepGraphs  # noqa: E402
-from sd3par.inputs import Inputs, PromptEmbeds  # noqa: E402
+from sd3par.launch.bench_time import largest, seconds  # noqa: E402
 
 HOST_STEPS = 12  # to take the median of
-
-
-def embeds(pipe: SD3Pipeline, seed: int, images: int) -> PromptEmbeds:
-    """Returns text states of `images` prompts, never seen before, on the device, the same on every rank."""
-    config = pipe.transformer.config
-    draw = np.random.default_rng(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return paddle.to_tensor(draw.standard_normal(shape, dtype=np.float32)).astype(pipe.transformer.dtype)
-
-    tokens, pooled = (images, TEXT_TOKENS, config.joint_attention_dim), (images, config.pooled_projection_dim)
-    return PromptEmbeds(normal(*tokens), normal(*pooled), normal(*tokens), normal(*pooled))
-
-
-def seconds(pipe: SD3Pipeline, px: int, images: int, steps: int, seed: int) -> tuple[float, float]:
-    """Returns the seconds to the latents and to the pictures of one call, each the slowest rank's."""
-    request = GenerationRequest(
-        None, height=px, width=px, num_inference_steps=steps, guidance_scale=GUIDANCE, seed=seed
-    )
-    inputs = Inputs(embeds=embeds(pipe, seed, images))
-    device.synchronize()
-    pipe.mesh.barrier()
-    start = time.perf_counter()
-    latents = pipe.generate(request, inputs, "latent", progress=False).images
-    device.synchronize()
-    loop = time.perf_counter() - start
-    pipe.pixels(latents)
-    device.synchronize()
-    return largest(pipe, loop), largest(pipe, time.perf_counter() - start)
-
-
-def largest(pipe: SD3Pipeline, value: float) -> float:
-    """Returns the largest of all ranks' values."""
-    return float(pipe.mesh.all_gather(pipe.mesh.world, paddle.to_tensor([value], dtype="float32")).max().item())
 
 
 def measure(pipe: SD3Pipeline, px: int, images: int, steps: int, repeats: int) -> dict[str, Any]:
     """Returns one row: loop, pictures, the host's share of a step, memory."""
     card = device.Device(device.current(), pipe.transformer.dtype)
     card.reset_peak_memory()
-    taken = [seconds(pipe, px, images, steps, seed) for seed in range(WARM_UPS + repeats)][WARM_UPS:]
+    request = GenerationRequest(None, height=px, width=px, num_inference_steps=steps, guidance_scale=GUIDANCE)
+    taken = [seconds(pipe, request, images, TEXT_TOKENS, seed) for seed in range(WARM_UPS + repeats)][WARM_UPS:]
     loop, image = (statistics.median(times) for times in zip(*taken, strict=True))
     ordered = sorted(first for first, _ in taken)
     peak_gib = largest(pipe, card.peak_memory().allocated / 2**30)

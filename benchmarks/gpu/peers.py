@@ -29,8 +29,9 @@ from sd3par.config import ParallelConfig  # noqa: E402
 from sd3par.device import CapturedGraph, Event  # noqa: E402
 from sd3par.layers import Linear  # noqa: E402
 from sd3par.mesh import Mesh  # noqa: E402
-from sd3par.peer_exchange import PeerExchange, PeerSums  # noqa: E402
+from sd3par.peer_exchange import PeerExchange  # noqa: E402
 from sd3par.peer_memory import Meeting  # noqa: E402
+from sd3par.peer_sums import PeerSums  # noqa: E402
 from sd3par.plan import WeightPlan, tokens_for  # noqa: E402
 from sd3par.sums import Branch, Sums  # noqa: E402
 

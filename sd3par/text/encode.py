@@ -8,23 +8,21 @@ over the world, of what a rank encoded and zeros for the rest, gives the same bi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from sd3par.captured import directly
+from sd3par.captured import Call, directly
 from sd3par.config import require
 from sd3par.errors import CheckpointError
 from sd3par.mesh import Mesh
 from sd3par.text.clip import CLIPTextEncoder
 from sd3par.text.t5 import T5Encoder
 from sd3par.text.tokenize import CLIPTokenizer, PromptTokenizer, T5Tokenizer
-
-Call = Callable[..., Any]  # (encoder, ids [U, L]) -> encoder(ids)
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +143,7 @@ class TextEncoders:
 
     def encode(
         self, prompts: Sequence[str], prompts_2: Sequence[str], prompts_3: Sequence[str], max_sequence_length: int,
-        joint_dim: int, call: Call = directly, call_t5: Call = directly,
+        joint_dim: int, call: Call = directly, together: Call = directly,
     ) -> Encoded:  # fmt: skip
         """Encodes R prompts as diffusers' `StableDiffusion3Pipeline.encode_prompt` does.
 
@@ -155,8 +153,8 @@ class TextEncoders:
             prompts_3: what T5 reads.
             max_sequence_length: tokens that T5 reads of a prompt.
             joint_dim: width of the context.
-            call: runs a CLIP, on the rank that has it.
-            call_t5: runs T5, on all processes that split it alike.
+            call: runs an encoder on the rank that has it.
+            together: runs T5 where processes split it, on all of them alike.
 
         Raises:
             ConfigError: the numbers of prompts differ, a prompt is no Unicode text, or `joint_dim` does not fit.
@@ -172,7 +170,7 @@ class TextEncoders:
         ]
         if self.t5 is not None and self.tokenizer_t5 is not None:
             texts_t5 = _Texts.of("T5", self.tokenizer_t5, prompts_3, max_sequence_length)
-            read.append(_Reading(self.t5, texts_t5, call_t5))
+            read.append(_Reading(self.t5, texts_t5, together if self.split else call))
         states = self._exchange([state for one in read for state in one.states()])
         return Encoded([one.texts for one in read], states, max_sequence_length, joint_dim)
 

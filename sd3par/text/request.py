@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sd3par.captured import directly
+from sd3par.captured import Call, directly
 from sd3par.config import GenerationRequest
 from sd3par.errors import ConfigError
 from sd3par.guidance import join_halves
 from sd3par.inputs import Inputs, spread
 from sd3par.plan import Rows
-from sd3par.text.encode import Call, TextEncoders, TextStates
+from sd3par.text.encode import TextEncoders, TextStates
 
 _SUFFIXES = ("", "_2", "_3")  # what CLIP-L, CLIP-G and T5 read
 _HALVES = {"both": (True, False), "uncond": (True,), "cond": (False,), "none": (False,)}  # whether negative
@@ -16,7 +16,7 @@ _HALVES = {"both": (True, False), "uncond": (True,), "cond": (False,), "none": (
 
 def encode_request(
     text: TextEncoders | None, request: GenerationRequest, inputs: Inputs, rows: Rows, joint_dim: int,
-    call: Call = directly, call_t5: Call = directly,
+    call: Call = directly, together: Call = directly,
 ) -> TextStates:  # fmt: skip
     """Returns the states of `rows`, unconditional ones first; all texts of the request go through an encoder together.
 
@@ -25,7 +25,7 @@ def encode_request(
     Args:
         text: None where all states come with the request.
         joint_dim: width of the context.
-        call: runs a CLIP, and call_t5 T5, as `TextEncoders.encode` says.
+        call, together: run encoders, as `TextEncoders.encode` says.
 
     Raises:
         ConfigError: a text cannot be read, or there is nothing to read it.
@@ -44,7 +44,7 @@ def encode_request(
         clip_l, clip_g, t5 = (
             [one for negative in read for one in _texts(request, negative, suffix, images)] for suffix in _SUFFIXES
         )
-        encoded = text.encode(clip_l, clip_g, t5, request.max_sequence_length, joint_dim, call, call_t5)
+        encoded = text.encode(clip_l, clip_g, t5, request.max_sequence_length, joint_dim, call, together)
         for first, negative in zip(range(0, images * len(read), images), read, strict=True):
             if negative in mine:
                 states[negative] = encoded.rows([first + image for image in rows.images])

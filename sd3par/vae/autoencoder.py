@@ -8,7 +8,7 @@ import paddle
 from paddle import Tensor, nn
 
 from sd3par import kernels
-from sd3par.captured import Captured, directly
+from sd3par.captured import Captured, ways
 from sd3par.errors import ConfigError
 from sd3par.layers import Conv2D, MapLayer
 from sd3par.mesh import Mesh
@@ -82,7 +82,7 @@ class VAE(MapLayer):
         mesh: the processes that `decode_together`; each holds all weights.
     """
 
-    def __init__(self, config: VAEConfig, dtype: str, encoder: bool = True, mesh: Mesh = Mesh()) -> None:
+    def __init__(self, config: VAEConfig, dtype: str, encoder: bool = True, mesh: Mesh = Mesh.single()) -> None:
         super().__init__()
         self.config, self.dtype, self.mesh = config, dtype, mesh
         channels = config.latent_channels
@@ -92,7 +92,7 @@ class VAE(MapLayer):
         self.decoder = Decoder(config, dtype)
 
     @classmethod
-    def load(cls, component: Component, dtype: str, encoder: bool = True, mesh: Mesh = Mesh()) -> VAE:
+    def load(cls, component: Component, dtype: str, encoder: bool = True, mesh: Mesh = Mesh.single()) -> VAE:
         """Returns the autoencoder of a checkpoint; without `encoder` its tensors are not read.
 
         Raises:
@@ -137,12 +137,12 @@ class VAE(MapLayer):
         """
         return self._decode(latents, Strips.cut(self.mesh, latents.shape[2]))
 
-    def decode_each(self, latents: Tensor, call: Captured | None = None) -> Tensor:
+    def decode_each(self, latents: Tensor, captured: Captured | None = None) -> Tensor:
         """The same for many images, one after the other in as little memory as one takes, by calls that are recorded.
 
         While there is an image for each process, each makes one; the processes make the last ones together.
         """
-        alone, together = (call, call.together) if call else (directly, directly)
+        alone, together = ways(captured)
         images, world = latents.split(latents.shape[0]), self.mesh.world
         share = len(images) // world.size if world.size > 1 else 0
         made = [alone(self.decode, one) for one in images[world.rank * share : (world.rank + 1) * share]]

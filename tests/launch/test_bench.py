@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +21,7 @@ from tests.ranks import ROOT
 
 FAST = ["--num_inference_steps=2", "--repeats=2", "--warm_ups=1", "--height=64", "--width=64", "--quiet"]
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An own current folder; puts back what a command changes in its process."""
-    monkeypatch.chdir(tmp_path)
-    logger, handler = logging.getLogger("sd3par"), signal.getsignal(signal.SIGTERM)
-    before = logger.handlers, logger.propagate
-    yield tmp_path
-    logger.handlers, logger.propagate = before
-    signal.signal(signal.SIGTERM, handler)
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def bench_of(*words: str) -> Bench:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +24,7 @@ from tests.ranks import ROOT
 FAST = ["--num-inference-steps", "2"]
 REPORT = ["picture", "what", "where", "load", "encode", "denoise", "decode", "total"]
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An own current folder; puts back what a command that draws changes in its process."""
-    monkeypatch.chdir(tmp_path)
-    logger, handler = logging.getLogger("sd3par"), signal.getsignal(signal.SIGTERM)
-    before = logger.handlers, logger.propagate
-    yield tmp_path
-    logger.handlers, logger.propagate = before
-    signal.signal(signal.SIGTERM, handler)
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def pixels(path: Path) -> np.ndarray:
