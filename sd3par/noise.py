@@ -11,7 +11,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -42,6 +42,14 @@ def noise(shape: Sequence[int], seeds: int | Sequence[int]) -> np.ndarray:
     draw = _blocks if count >= BLOCK else _pairs
     drawn = [draw(_generator(seed), count) for seed in _seed_list(images, seeds)]
     return np.stack(drawn).reshape(shape) if drawn else np.empty(shape, np.float32)
+
+
+def drawing(shape: Sequence[int], seeds: int | Sequence[int]) -> Future[np.ndarray]:
+    """Starts `noise` in a thread, so that other work goes on; its result, [B, C, h, w] float32, may be waited for."""
+    pool = ThreadPoolExecutor(1)
+    drawn = pool.submit(noise, shape, seeds)
+    pool.shutdown(wait=False)
+    return drawn
 
 
 def _seed_list(images: int, seeds: int | Sequence[int]) -> list[int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import Tensor
 from PIL import Image
@@ -23,10 +25,10 @@ from sd3par.denoise import Denoiser, OnStep
 from sd3par.device import Device, choose, synchronize
 from sd3par.errors import Cancelled, ConfigError, RankFailure
 from sd3par.graph import StepGraphs
-from sd3par.inputs import Inputs, PromptEmbeds, Start, preflight, texts
+from sd3par.inputs import Inputs, PromptEmbeds, Start, changed_latents, preflight, texts
 from sd3par.mesh import Mesh, world_size
 from sd3par.mmdit import MMDiT
-from sd3par.noise import noise
+from sd3par.noise import drawing
 from sd3par.plan import Rows, rows_for
 from sd3par.scheduler import Schedule, SchedulerConfig, add_noise, schedule
 from sd3par.text import TextEncoders, TextStates
@@ -239,14 +241,15 @@ class SD3Pipeline:
         rows = rows_for(self.mesh.dp.rank, self.mesh.dp.size, count, request.guidance)
         seconds: dict[str, float] = {}
         self.interrupt = False
+        shape = self._latent_shape(request, inputs)
+        drawn = self._draw(request, start, shape)
         with timed(seconds, "encode"):
             text = self._encode(request, inputs, rows)
         with timed(seconds, "denoise"):
             plan = self._plan(request, inputs)
-            begin = self._begin(request, start, self._latent_shape(request, inputs), plan)
-            size = (begin.shape[2], begin.shape[3])
             _, together = ways(self.captured)
-            denoiser = Denoiser(self.transformer, rows, text, plan, size, self.graphs, together)
+            denoiser = Denoiser(self.transformer, rows, text, plan, shape[2:], self.graphs, together)
+            begin = self._begin(start, drawn, plan)
             with self._ticks(plan, progress) as ticks:
                 latents = denoiser.run(begin, request.guidance_scale, ticks, self._on_step(callback))
         with timed(seconds, "decode"):
@@ -267,15 +270,27 @@ class SD3Pipeline:
         scale, channels = self.vae.scale_factor, self.transformer.config.in_channels
         return inputs.count(request), channels, height // scale, width // scale
 
-    def _begin(self, request: GenerationRequest, start: Start, shape: tuple[int, ...], plan: Schedule) -> Tensor:
-        """Returns the latents [B, C, h, w] fp32 that the loop begins with, the same on every rank."""
+    def _draw(
+        self, request: GenerationRequest, start: Start, shape: tuple[int, int, int, int]
+    ) -> Future[np.ndarray] | None:
+        """Starts to draw what a request for latents of a shape, (B, C, h, w), begins with; None if that is given.
+
+        For a picture it is twice as many channels: diffusers draws the posterior's sample first, then the noise, from
+        one generator per image.
+        """
         if start.latents is not None:
+            return None
+        images, channels, *rest = shape
+        return drawing((images, channels if start.picture is None else 2 * channels, *rest), request.seed)
+
+    def _begin(self, start: Start, drawn: Future[np.ndarray] | None, plan: Schedule) -> Tensor:
+        """Returns the latents [B, C, h, w] fp32 that the loop begins with, the same on every rank."""
+        if drawn is None:
             return start.latents
+        fresh = paddle.to_tensor(drawn.result())
         if start.picture is None:
-            return paddle.to_tensor(noise(shape, request.seed))
-        # diffusers draws the posterior's sample first, then the noise, from one generator per image.
-        drawn = paddle.to_tensor(noise((shape[0], 2 * shape[1], *shape[2:]), request.seed))
-        posterior, fresh = drawn.chunk(2, axis=1)
+            return fresh
+        posterior, fresh = fresh.chunk(2, axis=1)
         alone, _ = ways(self.captured)
         latents = alone(self.vae.encode, start.picture, posterior)  # [1, 3, H, W], encoded once -> [B, C, h, w]
         return add_noise(latents, fresh, float(plan.sigmas[0]))
@@ -314,21 +329,6 @@ class SD3Pipeline:
             return changed_latents(returned, latents), stop or self.interrupt
 
         return on_step
-
-
-def changed_latents(returned: Any, latents: Tensor) -> Tensor | None:
-    """Returns the latents [B, C, h, w] that a callback returned, None if it returned none.
-
-    Raises:
-        ConfigError: something else than a dict, or latents that are not like `latents`.
-    """
-    name = "callback_on_step_end"
-    require(returned is None or isinstance(returned, dict), name, type(returned).__name__, "a dict or None, returned")
-    changed = (returned or {}).get("latents")
-    like = changed is None or (isinstance(changed, Tensor) and changed.shape == latents.shape)
-    found = f"{type(changed).__name__} {list(getattr(changed, 'shape', []))}"
-    require(like, name, f"latents: {found}", f"a tensor of shape {list(latents.shape)}")
-    return changed
 
 
 @contextmanager
