@@ -23,7 +23,7 @@ class Tile(NamedTuple):
     stages: int = 1
 
 
-TILE = Tile(32, 64, 4, 6, 3)
+TILE = Tile(16, 128, 4, 6, 3)
 
 
 def patch_embed_reference(latents: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, rows: int) -> Tensor:
