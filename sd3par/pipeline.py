@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import Tensor
 from PIL import Image
@@ -28,7 +26,7 @@ from sd3par.graph import StepGraphs
 from sd3par.inputs import Inputs, PromptEmbeds, Start, changed_latents, preflight, texts
 from sd3par.mesh import Mesh, world_size
 from sd3par.mmdit import MMDiT
-from sd3par.noise import drawing
+from sd3par.noise import noise
 from sd3par.plan import Rows, rows_for
 from sd3par.scheduler import Schedule, SchedulerConfig, add_noise, schedule
 from sd3par.text import TextEncoders, TextStates
@@ -242,14 +240,13 @@ class SD3Pipeline:
         seconds: dict[str, float] = {}
         self.interrupt = False
         shape = self._latent_shape(request, inputs)
-        drawn = self._draw(request, start, shape)
         with timed(seconds, "encode"):
             text = self._encode(request, inputs, rows)
         with timed(seconds, "denoise"):
             plan = self._plan(request, inputs)
             _, together = ways(self.captured)
             denoiser = Denoiser(self.transformer, rows, text, plan, shape[2:], self.graphs, together)
-            begin = self._begin(start, drawn, plan)
+            begin = self._begin(request, start, shape, plan)  # the device works meanwhile
             with self._ticks(plan, progress) as ticks:
                 latents = denoiser.run(begin, request.guidance_scale, ticks, self._on_step(callback))
         with timed(seconds, "decode"):
@@ -270,27 +267,15 @@ class SD3Pipeline:
         scale, channels = self.vae.scale_factor, self.transformer.config.in_channels
         return inputs.count(request), channels, height // scale, width // scale
 
-    def _draw(
-        self, request: GenerationRequest, start: Start, shape: tuple[int, int, int, int]
-    ) -> Future[np.ndarray] | None:
-        """Starts to draw what a request for latents of a shape, (B, C, h, w), begins with; None if that is given.
-
-        For a picture it is twice as many channels: diffusers draws the posterior's sample first, then the noise, from
-        one generator per image.
-        """
-        if start.latents is not None:
-            return None
-        images, channels, *rest = shape
-        return drawing((images, channels if start.picture is None else 2 * channels, *rest), request.seed)
-
-    def _begin(self, start: Start, drawn: Future[np.ndarray] | None, plan: Schedule) -> Tensor:
+    def _begin(self, request: GenerationRequest, start: Start, shape: tuple[int, ...], plan: Schedule) -> Tensor:
         """Returns the latents [B, C, h, w] fp32 that the loop begins with, the same on every rank."""
-        if drawn is None:
+        if start.latents is not None:
             return start.latents
-        fresh = paddle.to_tensor(drawn.result())
         if start.picture is None:
-            return fresh
-        posterior, fresh = fresh.chunk(2, axis=1)
+            return paddle.to_tensor(noise(shape, request.seed))
+        # diffusers draws the posterior's sample first, then the noise, from one generator per image.
+        drawn = paddle.to_tensor(noise((shape[0], 2 * shape[1], *shape[2:]), request.seed))
+        posterior, fresh = drawn.chunk(2, axis=1)
         alone, _ = ways(self.captured)
         latents = alone(self.vae.encode, start.picture, posterior)  # [1, 3, H, W], encoded once -> [B, C, h, w]
         return add_noise(latents, fresh, float(plan.sigmas[0]))
