@@ -272,9 +272,9 @@ class SD3Pipeline:
         if start.latents is not None:
             return start.latents
         if start.picture is None:
-            return paddle.to_tensor(noise(shape, request.seed))
+            return noise(shape, request.seed)
         # diffusers draws the posterior's sample first, then the noise, from one generator per image.
-        drawn = paddle.to_tensor(noise((shape[0], 2 * shape[1], *shape[2:]), request.seed))
+        drawn = noise((shape[0], 2 * shape[1], *shape[2:]), request.seed)
         posterior, fresh = drawn.chunk(2, axis=1)
         alone, _ = ways(self.captured)
         latents = alone(self.vae.encode, start.picture, posterior)  # [1, 3, H, W], encoded once -> [B, C, h, w]
