@@ -99,9 +99,7 @@ def _box_muller_blocks(uniforms: Tensor) -> Tensor:
     """
     first, second = uniforms.reshape([-1, 2, BLOCK // 2]).unbind(1)  # [B * N / 16, 8] each
     logarithm = paddle.log((1.0 - first).astype("float64")).astype("float32")
-    radius = paddle.sqrt((-2.0 * logarithm).astype("float64")).astype(
-        "float32"
-    )  # in fp32, Paddle's CPU rounds it badly
+    radius = paddle.sqrt((-2.0 * logarithm).astype("float64")).astype("float32")  # fp32: not rounded right
     angle = (second * float(np.float32(2 * math.pi))).astype("float64")
     halves = [radius * function(angle).astype("float32") for function in (paddle.cos, paddle.sin)]
     return paddle.stack(halves, axis=1).reshape(uniforms.shape)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd3par.errors import ConfigError
 from sd3par import noise as drawn
+from sd3par.errors import ConfigError
 from tests import tolerances
 
 GOLDEN = Path(__file__).parent / "golden" / "noise.npz"
