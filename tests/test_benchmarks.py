@@ -11,7 +11,6 @@ from benchmarks.gpu import breakdown, ours_attention, startup
 from benchmarks.gpu.__main__ import beside, judge, last_of_each
 from benchmarks.gpu.shapes import cases
 from benchmarks.gpu.steps import Loop
-from benchmarks.gpu.swap import names, references, swapped
 from benchmarks.gpu.timing import Ceilings, Timer
 from benchmarks.gpu.watch import Watch
 from sd3par import kernels
@@ -19,6 +18,7 @@ from sd3par.config import GenerationRequest
 from sd3par.device import Device
 from sd3par.graph import StepGraphs
 from sd3par.launch import report
+from sd3par.launch.bench.swap import names, references, swapped
 from sd3par.mmdit import MMDiT
 
 CASE = {"height": 1024, "width": 1024, "text_tokens": 333}

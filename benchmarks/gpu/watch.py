@@ -11,9 +11,9 @@ from typing import Any
 
 from paddle import Tensor
 
-from benchmarks.gpu.swap import names, swapped
 from benchmarks.gpu.timing import Marks, between_us
 from sd3par import kernels
+from sd3par.launch.bench.swap import names, swapped
 
 EVENTS = 24_000  # 15 steps of the largest model
 _PRODUCTS = ("linear", "linear_gelu")  # their first two tensors are x: [..., in] and weight: [in, out]
