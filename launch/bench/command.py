@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from sd3par.errors import ConfigError
 from sd3par.launch import endings
 from sd3par.launch.bench.kinds import KINDS, measure
+from sd3par.launch.bench.plot import plot
+from sd3par.launch.bench.results import tables
 
 STANDARD = "parallel"
 
@@ -49,5 +51,7 @@ def everything(argv: Sequence[str]) -> int:
 
 
 OTHERS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "tables": ("the tables of results that were kept, again", tables),
+    "plot": ("plots of results that were kept, as PNG and SVG", plot),
     "all": ("every kind above, one after the other", everything),
 }

@@ -98,7 +98,7 @@ def title(rows: Sequence[Row], differing: Iterable[str]) -> str:
     names = [name for name in VARIED if name not in differing and _has(first, name) and name not in ("who", "cards")]
     plain = {"model", "size", "mesh", "engine", "dtype"}
     words = [("" if name in plain else f"{COLUMNS[name].head} ") + COLUMNS[name].of(first) for name in names]
-    how = f"median of {first['repeats']} after {first['warm_ups']}" if "warm_ups" in first else ""
+    how = f"median of {first['repeats']}" + (f" after {first['warm_ups']}" if "warm_ups" in first else "")
     memory = f"{first['memory_gib']:g} GiB of each GPU" if "memory_gib" in first else ""
     return ", ".join(filter(None, [*words, memory, how])) + f"; {first.get('gpu', 'CPU')}; run {first['run_id']}"
 
