@@ -37,6 +37,7 @@ NVGPU = [
 PLOT = ["matplotlib>=3.9"]
 EXTRAS = {
     "plot": PLOT,
+    "profile": ["nvtx>=0.2.10"],  # names ranges for Nsight Systems; its API has no other way from Python
     "spiece": SPIECE,
     "nvgpu": NVGPU,
     # setuptools: the packaging tests build wheels without the network. pytest-timeout: a hang is a failure.

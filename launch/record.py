@@ -20,8 +20,9 @@ from sd3par import __version__
 COLUMNS = (
     "run_id", "when", "bench", "who", "model", "dtype", "engine", "dp", "mp", "sp", "world", "height", "width",
     "text_tokens", "steps", "images", "guidance", "loop_s", "loop_min_s", "loop_p90_s", "image_s", "image_min_s",
-    "image_p90_s", "step_ms", "images_per_s", "images_per_s_per_gpu", "peak_gib", "reserved_gib", "memory_gib",
-    "spread", "repeats", "warm_ups", "transport", "load_s", "oom", "failed", "gpu", "cpu", "commit", "command",
+    "image_p90_s", "step_ms", "decode_s", "encode_s", "images_per_s", "images_per_s_per_gpu", "peak_gib",
+    "reserved_gib", "memory_gib", "spread", "repeats", "warm_ups", "case_s", "load_s", "transport", "oom", "failed",
+    "gpu", "cpu", "commit", "command",
 )  # fmt: skip
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "torch", "diffusers", "triton")
 _ROOT = Path(__file__).resolve().parent.parent

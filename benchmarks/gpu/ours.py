@@ -23,10 +23,10 @@ sys.path[:1] = [str(ROOT)]  # the launcher starts this file as a script
 
 from benchmarks.gpu import parity  # noqa: E402
 from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TRANSFORMERS, WARM_UPS  # noqa: E402
-from benchmarks.gpu.steps import Loop  # noqa: E402
 from sd3par import SD3Pipeline, device  # noqa: E402
 from sd3par.config import GenerationRequest, ParallelConfig  # noqa: E402
 from sd3par.launch.bench.engines import use  # noqa: E402
+from sd3par.launch.bench.steps import Loop  # noqa: E402
 from sd3par.launch.bench.timing import largest, seconds  # noqa: E402
 
 HOST_STEPS = 12  # to take the median of

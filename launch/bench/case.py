@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,15 +13,19 @@ from sd3par.errors import shorten
 
 CLIP_TOKENS = 77  # of every SD3; T5's follow them
 AXES = ("dp", "mp", "sp")
+_MEANINGLESS = {"vae": ("text_tokens", "steps", "guidance"), "text": ("height", "width", "steps")}
 
 
 @dataclass(frozen=True)
 class Case:
     """`images` pictures at once, of a request without prompts, rendered again and again with an engine.
 
-    height, width: pixels; tokens: T5's; warm_ups: calls that do not count, repeats: calls that do.
+    bench: the kind of sweep that it is of; what: one of `parts.PARTS`. height, width: pixels; tokens: T5's; warm_ups:
+    calls that do not count, repeats: calls that do, of which some are left out once it has taken `case_s`.
     """
 
+    bench: str
+    what: str
     engine: str
     height: int
     width: int
@@ -31,6 +35,7 @@ class Case:
     tokens: int
     warm_ups: int
     repeats: int
+    case_s: float | None = None
 
     @property
     def request(self) -> GenerationRequest:
@@ -47,36 +52,46 @@ class Case:
 
     def row(self) -> dict[str, Any]:
         """What a row of results says of the case before it was measured."""
-        return {
-            "engine": self.engine, "height": self.height, "width": self.width, "text_tokens": self.text_tokens,
-            "steps": self.steps, "images": self.images, "guidance": self.guidance,
+        row = {
+            "bench": self.bench, "engine": self.engine, "height": self.height, "width": self.width,
+            "text_tokens": self.text_tokens, "steps": self.steps, "images": self.images, "guidance": self.guidance,
         }  # fmt: skip
+        return {name: value for name, value in row.items() if name not in _MEANINGLESS.get(self.what, ())}
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """All that recordings and kernels are made for: a case of the same shape as another finds them."""
+        return self.what, self.engine, self.height, self.width, self.images, self.tokens, self.request.guidance
 
     def needs_no_less(self, other: Case) -> bool:
         """Whether it takes at least the memory of `other`: the same with as many pictures or more, or larger ones."""
-        same = (self.engine, self.request.guidance) == (other.engine, other.request.guidance)
+        same = (self.what, self.engine, self.request.guidance) == (other.what, other.engine, other.request.guidance)
         larger = self.images >= other.images and self.height >= other.height and self.width >= other.width
         return same and larger and self.tokens >= other.tokens
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that the same processes measure: a model, loaded once, on a mesh."""
+    """What processes are started for, and measure cases with: a model, loaded once, on a mesh.
+
+    memory_gib: how much of a GPU's memory is left to them, None for all. text: whether text encoders are loaded.
+    """
 
     model: str
     dtype: str
     parallel: ParallelConfig
-    cases: tuple[Case, ...]
+    memory_gib: float | None = None
+    text: bool = False
 
     def row(self) -> dict[str, Any]:
         """What the rows of all its cases say."""
         sizes = {axis: getattr(self.parallel, axis) for axis in AXES}
-        return {"model": self.model.removeprefix("random:"), **sizes, "world": self.parallel.world}
+        memory = {} if self.memory_gib is None else {"memory_gib": self.memory_gib}
+        return {"model": self.model.removeprefix("random:"), **sizes, "world": self.parallel.world, **memory}
 
-    def job(self, cases: tuple[Case, ...], **shared: Any) -> dict[str, Any]:
+    def job(self, cases: Sequence[Case], **shared: Any) -> dict[str, Any]:
         """What its processes are told, as JSON can hold it."""
-        told = {"model": self.model, "dtype": self.dtype, "parallel": asdict(self.parallel), **shared}
-        return {**told, "cases": [asdict(case) for case in cases]}
+        return {**asdict(self), **shared, "cases": [asdict(case) for case in cases]}
 
 
 def cases_of(job: Mapping[str, Any]) -> tuple[Case, ...]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from sd3par.config import require
 from sd3par.errors import ConfigError
 from sd3par.launch import endings
 from sd3par.launch.bench.kinds import KINDS, measure
 from sd3par.launch.bench.plot import plot
+from sd3par.launch.bench.profile import kernels
 from sd3par.launch.bench.results import tables
+from sd3par.launch.bench.startup import startup
+from sd3par.launch.parser import Parser
 
 STANDARD = "parallel"
 
@@ -38,20 +43,42 @@ def main(argv: Sequence[str]) -> int:
         return OTHERS[name][1](words)
     if name not in KINDS:
         raise ConfigError("bench", name, ", ".join([*KINDS, *OTHERS]))
-    return measure(KINDS[name], words, f"sd3par bench {shlex.join(argv)}")
+    return measure([(name, words)], f"sd3par bench {shlex.join(argv)}")
 
 
 def everything(argv: Sequence[str]) -> int:
-    """Runs every kind of sweep with the same flags; returns the exit code of the first that failed."""
-    codes = []
-    for name, kind in KINDS.items():
-        sys.stdout.write(f"\n{name}: {kind.about}\n")
-        codes.append(measure(kind, argv, f"sd3par bench all {shlex.join(argv)}".rstrip()))
-    return next((code for code in codes if code), endings.DONE)
+    """Measures every kind with the same flags, or the lines of a plan; returns the exit code."""
+    about = f"Measures every kind of sweep ({', '.join(KINDS)}) in one run; takes their flags."
+    parser = Parser(prog="sd3par bench all", usage="sd3par bench all [--plan FILE] [flags of kinds]", description=about)
+    parser.add_argument("--plan", metavar="FILE", help="a text with a kind and its flags a line, instead of all kinds; "
+                        "lines that begin with # are skipped; flags of the command count for all lines")  # fmt: skip
+    options, words = parser.parse_known_args(list(argv))
+    lines = [(name, list[str]()) for name in KINDS] if options.plan is None else plan(options.plan)
+    command = shlex.join(["sd3par", "bench", "all", *argv])
+    return measure([(name, [*flags, *words]) for name, flags in lines], command)
+
+
+def plan(path: str) -> list[tuple[str, list[str]]]:
+    """Returns the kinds and flags in a file.
+
+    Raises:
+        ConfigError: a line that does not begin with a kind, or none.
+    """
+    try:
+        found = [shlex.split(line, comments=True) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError("plan", path, f"a text with a kind and its flags a line ({error})") from None
+    lines = [words for words in found if words]
+    for words in lines:
+        require(words[0] in KINDS, "plan", words[0], ", ".join(KINDS))
+    require(bool(lines), "plan", path, "a file with lines")
+    return [(words[0], words[1:]) for words in lines]
 
 
 OTHERS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "kernels": ("where a step's time goes, kernel by kernel; --profile writes a trace", kernels),
+    "startup": ("from the shell to a picture's file", startup),
+    "all": ("every kind above, in one run", everything),
     "tables": ("the tables of results that were kept, again", tables),
     "plot": ("plots of results that were kept, as PNG and SVG", plot),
-    "all": ("every kind above, one after the other", everything),
 }

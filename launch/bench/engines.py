@@ -26,12 +26,15 @@ def use(pipe: SD3Pipeline, engine: str) -> None:
 
 
 @contextmanager
-def running_by(pipe: SD3Pipeline, engine: str) -> Iterator[str]:
-    """Within it an engine of the pipeline's or `PLAIN` runs; yields what rows call it."""
+def running_by(pipe: SD3Pipeline, engine: str, again: bool = False) -> Iterator[str]:
+    """Within it an engine of the pipeline's or `PLAIN` runs; yields what rows call it.
+
+    again: it ran before this, and its recordings are kept.
+    """
+    if not again:
+        use(pipe, "eager" if engine == PLAIN else engine)
     if engine != PLAIN:
-        use(pipe, engine)
         yield pipe.engine
         return
-    use(pipe, "eager")
     with swapped(references()):
         yield PLAIN

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sd3par.config import ParallelConfig
 from sd3par.launch import endings, record
 from sd3par.launch.bench import table
 from sd3par.launch.bench.case import Case, Group, mesh_flags, name_of
-from sd3par.launch.bench.runner import Files, run
-from sd3par.launch.bench.sweep import PLAIN, SHARES, Defaults, Sweep, add_flags, sweep_of
+from sd3par.launch.bench.runner import Files, Machine, Result, run
+from sd3par.launch.bench.sweep import PLAIN, SHARES, Defaults, add_flags, sweep_of
 from sd3par.launch.endings import Place
 from sd3par.launch.environment import prepare_process
 from sd3par.launch.flags import Group as Flags
@@ -34,21 +35,33 @@ class Kind:
     about: str
     standard: Defaults
     columns: tuple[str, ...]
-    last: Callable[[Sweep, Sequence[Row]], list[str]]
+    last: Callable[[Machine, Mapping[str, ParallelConfig], Sequence[Result]], list[str]]
 
 
-def measure(kind: Kind, argv: Sequence[str], command: str) -> int:
-    """Measures what `argv` asks for, shows and keeps the rows; returns the exit code."""
-    options = parser_of(kind).parse(argv)
+def measure(lines: Sequence[tuple[str, Sequence[str]]], command: str) -> int:
+    """Measures kinds with their flags, in one run; shows and keeps the rows; returns the exit code.
+
+    Cases of all lines that need the same processes are measured by the same.
+    """
+    parsed = [(name, parser_of(KINDS[name]).parse(words)) for name, words in lines]
     prepare_process(1)
-    sweep = sweep_of(options, kind.standard)
-    files = Files(kind.name, options.results, options.json)
+    sweeps = [sweep_of(name, KINDS[name].standard, options) for name, options in parsed]
+    options, autos = parsed[0][1], {model: mesh for sweep in sweeps for model, mesh in sweep.autos.items()}
+    machine, files = Machine.of(options), Files([name for name, _ in lines], options.results, options.json)
     endings.prepare(Place())
-    shared = record.surroundings(kind.name, command, options.commit, sweep.gpu)
-    rows = run(sweep, shared, files.add, options.quiet)
-    ranked = sorted(rows, key=lambda row: row.get("loop_s", float("inf"))) if kind.name == "parallel" else rows
-    Place().show("\n".join([table.shown(ranked, kind.columns), *kind.last(sweep, rows)]))
-    return endings.DONE if any("loop_s" in row for row in rows) else endings.INTERNAL
+    shared = record.surroundings("", command, options.commit, machine.gpu)
+    results = run(machine, [pair for sweep in sweeps for pair in sweep.pairs], shared, files.add, options.quiet)
+    parts = [report(KINDS[name], machine, autos, results) for name in dict.fromkeys(name for name, _ in lines)]
+    Place().show("\n\n".join(parts))
+    return endings.DONE if any(table.time_of(result.row) for result in results) else endings.INTERNAL
+
+
+def report(kind: Kind, machine: Machine, autos: Mapping[str, ParallelConfig], results: Sequence[Result]) -> str:
+    """Returns a kind's table of its results, and what follows it."""
+    own = [result for result in results if result.case.bench == kind.name]
+    rows = [result.row for result in own]
+    ranked = sorted(rows, key=lambda row: table.time_of(row) or float("inf")) if kind.name == "parallel" else rows
+    return "\n".join([f"{kind.name}: {table.shown(ranked, kind.columns)}", *kind.last(machine, autos, own)])
 
 
 def parser_of(kind: Kind) -> Parser:
@@ -56,60 +69,61 @@ def parser_of(kind: Kind) -> Parser:
     about = f"{kind.about[0].upper()}{kind.about[1:]}.\n\n{EXPLAINED}"
     parser = Parser(prog=f"sd3par bench {kind.name}", description=about)
     add_flags(parser, kind.standard)
-    result = Flags(parser, "the result")
-    result.value("results", "FOLDER", f"append JSON lines to {kind.name}.jsonl and {kind.name}.csv in this folder")
-    result.value("json", "FILE", "append a JSON object a case to this file")
-    result.value("commit", "NAME", "what the rows say where there is no git checkout")
-    result.switch("quiet", "no progress bar")
-    result.switch("debug", "show the traceback of an error")
+    add_result_flags(parser, kind.name)
     return parser
 
 
-def nothing(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+def add_result_flags(parser: Parser, name: str) -> None:
+    """Adds where rows go."""
+    result = Flags(parser, "the result")
+    result.value("results", "FOLDER", f"append JSON lines to {name}.jsonl and {name}.csv in this folder")
+    result.value("json", "FILE", "append a JSON object a row to this file")
+    result.value("commit", "NAME", "what the rows say where there is no git checkout")
+    result.switch("quiet", "no progress bar")
+    result.switch("debug", "show the traceback of an error")
+
+
+def nothing(machine: Machine, autos: Mapping[str, ParallelConfig], results: Sequence[Result]) -> list[str]:
     """Returns no lines."""
     return []
 
 
-def best(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
-    """Returns for each model and case which mesh is the fastest, and what to type for it."""
+def best(machine: Machine, autos: Mapping[str, ParallelConfig], results: Sequence[Result]) -> list[str]:
+    """Returns for each model and case of several meshes which is the fastest, and what to type for it."""
+    if len({result.group.parallel for result in results}) == 1:
+        return []
+    fastest: dict[tuple[str, str, Case], Result] = {}
+    for result in results:
+        key, loop_s = (result.group.model, result.group.dtype, result.case), table.time_of(result.row)
+        if result.case.engine != PLAIN and loop_s and (key not in fastest or loop_s < fastest[key].row["loop_s"]):
+            fastest[key] = result
     lines = []
-    groups = {(each.model, each.dtype, each.parallel): each for each in sweep.groups}
-    fastest: dict[tuple[str, str, Case], tuple[float, Group]] = {}
-    measured = iter(rows)
-    for group in groups.values():
-        for case in group.cases:
-            loop_s = next(measured).get("loop_s")
-            key = (group.model, group.dtype, case)
-            if case.engine != PLAIN and loop_s is not None and loop_s < fastest.get(key, (float("inf"), group))[0]:
-                fastest[key] = (loop_s, group)
-    for (_, _, case), (_, group) in fastest.items():
-        lines.append(f"best: {name_of(group.parallel)}; --dp_size auto takes {name_of(sweep.autos[group])}")
-        lines.append(generate(sweep, group, case))
+    for result in fastest.values():
+        mesh, auto = name_of(result.group.parallel), name_of(autos[result.group.model])
+        lines += [f"best: {mesh}; --dp_size auto takes {auto}", generate(machine, result.group, result.case)]
     return lines
 
 
-def generate(sweep: Sweep, group: Group, case: Case) -> str:
+def generate(machine: Machine, group: Group, case: Case) -> str:
     """Returns the command that renders as a case was measured."""
     parser = render_parser("", "", prompt_flag=False)
-    words, options, mesh = parser.parse(["PROMPT"]), sweep.options, group.parallel
+    words, mesh = parser.parse(["PROMPT"]), group.parallel
     words.prompt = None
     words.height, words.width, words.num_inference_steps = case.height, case.width, case.steps
     words.guidance_scale, words.num_images_per_prompt, words.engine = case.guidance, case.images, case.engine
-    words.max_sequence_length, words.transport, words.device = case.tokens, mesh.transport, options.device
-    words.dtype = "auto" if options.dtype == ["auto"] else group.dtype
-    if group.model.startswith("random:"):
-        words.random_weights = group.model.removeprefix("random:")
-    elif options.model is not None:
-        words.model = group.model
+    words.max_sequence_length, words.transport, words.dtype = case.tokens, mesh.transport, group.dtype
+    made_up = group.model.startswith("random:")
+    words.random_weights = group.model.removeprefix("random:") if made_up else None
+    words.model = None if made_up else group.model
     flags = [*parser.as_argv(words), *mesh_flags(mesh)]
-    if options.devices is not None and mesh.world > 1:
-        flags.append(f"--devices={','.join(str(index) for index in options.devices[: mesh.world])}")
-    return f"sd3par generate PROMPT {shlex.join(flags)}".rstrip()
+    if machine.devices is not None and mesh.world > 1:
+        flags.append(f"--devices={','.join(str(index) for index in machine.devices[: mesh.world])}")
+    return f"sd3par generate PROMPT {shlex.join(flags)}"
 
 
-def each_trial(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+def each_trial(machine: Machine, autos: Mapping[str, ParallelConfig], results: Sequence[Result]) -> list[str]:
     """Returns a line for each repeat."""
-    return [table.trials(rows)]
+    return [table.trials([result.row for result in results])]
 
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
@@ -129,4 +143,10 @@ KINDS = {kind.name: kind for kind in (
     Kind("trials", "repeat by repeat: seconds, and denoise steps a second, eager beside captured",
          Defaults(engine=("eager", "auto"), repeats=5),
          ("loop", "loop_min", "loop_p90", "its", "image", "peak", "spread"), each_trial),
+    Kind("vae", "decoding alone, from latents to pictures on the device",
+         Defaults(images=(1, 4), own=SHARES, what="vae"),
+         ("cards", "decode", "decode_min", "decode_p90", "images_s", "peak", "ratio", "spread"), nothing),
+    Kind("text", "text encoders alone, from prompts to states on the device",
+         Defaults(images=(1, 4), what="text"),
+         ("cards", "encode", "encode_min", "encode_p90", "peak", "ratio", "spread"), nothing),
 )}  # fmt: skip

@@ -72,7 +72,7 @@ def tables(argv: Sequence[str]) -> int:
     how.switch("debug", "show the traceback of an error")
     options = parser.parse(argv)
     rows = [row for row in read(options.results) if options.run is None or row["run_id"] in options.run]
-    rows = [row for row in rows if {"images", "height", "world"} <= set(row) and ("loop_s" in row or "failed" in row)]
+    rows = [row for row in rows if {"images", "world"} <= set(row) and (table.time_of(row) or "failed" in row)]
     require(bool(rows), "RESULTS", ", ".join(options.results), "files with rows of times"
             + (f" of run {' '.join(options.run)}" if options.run else ""))  # fmt: skip
     runs = newest(rows, "bench", "run_id" if options.run else "bench")

@@ -7,20 +7,29 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from argparse import Namespace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sd3par.launch import endings, record
 from sd3par.launch.bench.case import Case, Group, name_of
 from sd3par.launch.bench.rank import JOB, ROWS
-from sd3par.launch.bench.sweep import PLAIN, Sweep
+from sd3par.launch.bench.sweep import PLAIN
 
 SCRIPT = Path(__file__).parent.with_name("measure.py")
 Row = dict[str, Any]
 SKIPPED = "not run: another case that needs no more ran out of memory"
+
+
+class Result(NamedTuple):
+    """A case, on what it was measured, and its row."""
+
+    group: Group
+    case: Case
+    row: Row
 
 
 @dataclass(frozen=True)
@@ -32,46 +41,88 @@ class Ending:
     oom: bool = False
 
 
-def run(sweep: Sweep, shared: Row, add: Callable[[Row], None], quiet: bool) -> list[Row]:
-    """Measures all cases; returns a row for each, those that failed too, and hands each to `add` as it comes.
+@dataclass(frozen=True)
+class Machine:
+    """Where cases are measured, and how long that may take.
+
+    kind: of the devices; count: how many there are; devices: which of them, None for the first ones; limit_s: for one
+    case; budget_s: for all together, None for no end; begin: when they began, by time.time().
+    """
+
+    kind: str
+    count: int
+    devices: tuple[int, ...] | None
+    rank_timeout_s: float
+    limit_s: float
+    budget_s: float | None
+    begin: float
+    debug: bool
+
+    @classmethod
+    def of(cls, options: Namespace) -> Machine:
+        """Returns what flags ask for."""
+        from sd3par import device
+        from sd3par.launch.spawn import device_count
+
+        kind = device.choose(options.dtype[0], options.device).kind
+        return cls(kind, device_count(kind), options.devices, options.rank_timeout_s, options.limit_s, options.budget_s,
+                   time.time(), options.debug)  # fmt: skip
+
+    @property
+    def gpu(self) -> str:
+        """The devices in words; "" on the CPU."""
+        from sd3par import device
+
+        return "" if self.kind == "cpu" else f"{self.count} x {device.choose('auto', self.kind).description()}"
+
+    @property
+    def end(self) -> float | None:
+        """When no further case begins, by time.time()."""
+        return None if self.budget_s is None else self.begin + self.budget_s
+
+
+def run(
+    machine: Machine, pairs: Sequence[tuple[Group, Case]], shared: Row, add: Callable[[Row], None], quiet: bool
+) -> list[Result]:
+    """Measures cases; returns a result for each, failed ones too, and hands each row to `add` as it comes.
+
+    Cases of one group are measured by the same processes, whatever kind they are of: the model is loaded once.
 
     shared: what the rows of a run have in common.
     """
     from tqdm import tqdm
 
-    rows = []
-    with tqdm(total=sweep.cases, unit="case", disable=quiet) as bar:
-        for group in sweep.groups:
+    groups: dict[Group, list[Case]] = {}
+    for group, case in pairs:
+        groups.setdefault(group, []).append(case)
+    done = []
+    with tqdm(total=len(pairs), unit="case", disable=quiet) as bar:
+        for group, cases in groups.items():
             bar.set_description(f"{group.model} {name_of(group.parallel)}")
-            with closing(measured(sweep, group)) as results:
+            with closing(measured(machine, group, cases)) as results:
                 for case, found in results:
-                    rows.append({**shared, "who": _who(case), **group.row(), **case.row(), **_limits(sweep), **found})
-                    add(rows[-1])
+                    who = "paddle-eager" if case.engine == PLAIN else "sd3par"
+                    done.append(Result(group, case, {**shared, "who": who, **group.row(), **case.row(), **found}))
+                    add(done[-1].row)
                     bar.update()
-    return rows
+    return done
 
 
-def _who(case: Case) -> str:
-    return "paddle-eager" if case.engine == PLAIN else "sd3par"
-
-
-def _limits(sweep: Sweep) -> Row:
-    memory = sweep.options.memory_gib
-    return {} if memory is None else {"memory_gib": memory}
-
-
-def measured(sweep: Sweep, group: Group) -> Generator[tuple[Case, Row], None, None]:
+def measured(machine: Machine, group: Group, cases: Sequence[Case]) -> Generator[tuple[Case, Row], None, None]:
     """Yields each case with what was measured, or with why it failed.
 
     A case that fails ends its processes; others go on with the next one, unless the model could not be loaded. What
     needs no less memory than a case that had not enough is not tried.
     """
-    todo, large = list(group.cases), list[Case]()
+    todo, large = list(cases), list[Case]()
     while todo:
-        ending = yield from _processes(sweep, group, todo)
+        if machine.end is not None and time.time() > machine.end:
+            ending: Ending | None = Ending(f"not run: the budget of {machine.budget_s:g} s was used up", loaded=False)
+        else:
+            ending = yield from _processes(machine, group, todo)
         if ending is None:
             return
-        failed = todo if not ending.loaded else todo[:1]
+        failed = todo[:1] if ending.loaded else todo
         for case in failed:
             yield case, {"failed": ending.reason} | ({"oom": True} if ending.oom else {})
         large += failed if ending.oom else []
@@ -81,19 +132,23 @@ def measured(sweep: Sweep, group: Group) -> Generator[tuple[Case, Row], None, No
         todo = [case for case in rest if not any(case.needs_no_less(other) for other in large)]
 
 
-def _processes(sweep: Sweep, group: Group, todo: list[Case]) -> Generator[tuple[Case, Row], None, Ending | None]:
+def _processes(
+    machine: Machine, group: Group, todo: list[Case]
+) -> Generator[tuple[Case, Row], None, Ending | None]:  # fmt: skip
     """Yields cases as they are measured, and takes them off `todo`; returns why that ended early, or None."""
     from sd3par.launch import spawn
 
     folder = Path(tempfile.mkdtemp(prefix="sd3par-"))
-    options = sweep.options
-    job = group.job(
-        tuple(todo), device=sweep.kind, memory_gib=options.memory_gib, rank_timeout_s=options.rank_timeout_s
-    )
+    job = group.job(todo, device=machine.kind, rank_timeout_s=machine.rank_timeout_s, end=machine.end)
     (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
-    words = [*start(sweep, group, folder), str(SCRIPT), f"--run_dir={folder}", *(["--debug"] if options.debug else [])]
-    environment = spawn.worker_environment(group.parallel.world, sweep.kind)
-    news, reason = News(folder / ROWS, options.limit_s), None
+    words = [
+        *start(machine, group, folder),
+        str(SCRIPT),
+        f"--run_dir={folder}",
+        *(["--debug"] if machine.debug else []),
+    ]
+    environment = spawn.worker_environment(group.parallel.world, machine.kind)
+    news, reason = News(folder / ROWS, machine.limit_s), None
     try:
         with spawn.started(words, environment, folder) as launcher:
             while (code := launcher.poll()) is None:
@@ -113,15 +168,15 @@ def _processes(sweep: Sweep, group: Group, todo: list[Case]) -> Generator[tuple[
     return Ending(f"{reason}; logs: {folder}", news.loaded, endings.is_out_of_memory(reason))
 
 
-def start(sweep: Sweep, group: Group, folder: Path) -> list[str]:
+def start(machine: Machine, group: Group, folder: Path) -> list[str]:
     """Returns the command that starts a group's processes, without the script: one alone needs no launcher."""
     from sd3par.launch import spawn
 
-    world, wanted = group.parallel.world, sweep.options.devices
+    world, wanted = group.parallel.world, machine.devices
     if world == 1 and wanted is None:
         return [sys.executable]
-    devices = spawn.choose_devices(sweep.kind, sweep.count, world, None if wanted is None else wanted[:world])
-    return spawn.launcher_words(folder, world, None if devices is None else spawn.labels(sweep.kind, devices))
+    devices = spawn.choose_devices(machine.kind, machine.count, world, None if wanted is None else wanted[:world])
+    return spawn.launcher_words(folder, world, None if devices is None else spawn.labels(machine.kind, devices))
 
 
 def _pairs(news: News, todo: list[Case]) -> Iterator[tuple[Case, Row]]:
@@ -167,19 +222,21 @@ class News:
 
 
 class Files:
-    """Where rows are kept: JSON lines and CSV in a folder, JSON lines in a file; each row as soon as it is there."""
+    """Where rows are kept, each as soon as it is there: BENCH.jsonl and BENCH.csv in a folder, JSON lines in a file."""
 
-    def __init__(self, kind: str, results: str | None, file: str | None) -> None:
-        folder = None if results is None else Path(results)
-        self._json = [folder / f"{kind}.jsonl"] if folder else []
-        self._json += [] if file is None else [Path(file)]
-        self._csv = folder / f"{kind}.csv" if folder else None
-        for each in self._json + ([self._csv] if self._csv else []):
+    def __init__(self, kinds: Iterable[str], results: str | None, file: str | None) -> None:
+        self._folder = None if results is None else Path(results)
+        self._file = None if file is None else Path(file)
+        files = [] if self._file is None else [self._file]
+        if self._folder is not None:
+            files += [self._folder / f"{kind}.{suffix}" for kind in kinds for suffix in ("jsonl", "csv")]
+        for each in files:
             record.make(each)
 
     def add(self, row: Row) -> None:
-        """Appends a row to all."""
-        for file in self._json:
-            record.append(file, row)
-        if self._csv is not None:
-            record.append_csv(self._csv, row)
+        """Appends a row."""
+        if self._file:
+            record.append(self._file, row)
+        if self._folder:
+            record.append(self._folder / f"{row['bench']}.jsonl", row)
+            record.append_csv(self._folder / f"{row['bench']}.csv", row)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sd3par.config import MAX_GUIDANCE, MAX_STEPS, TRANSPORTS, GenerationRequest, ParallelConfig, require
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sd3par.config import ModelConfig
     from sd3par.device import Device
 
-PLAIN = "plain"
+PLAIN, PLAIN_WARM_UPS, PLAIN_REPEATS = "plain", 1, 2
 MAX_REPEATS, MAX_BATCH = 1000, 4096
 CPU_PROCESSES = 2  # more only wait for each other's cores
 MANY_IMAGES = 8  # --few_steps is for more
@@ -30,9 +30,10 @@ SHARES = ((0.5, 0.5), (0.75, 0.75), (1.25, 0.75), (1.0, 1.0))
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a kind of sweep lists where its flags are not given. sizes: None for `SHARES` of the model's own.
+    """What a kind of sweep lists where its flags are not given.
 
-    own: the shares of the model's own size, width and height. per_card: images are those of each device.
+    own: sizes, as shares of the model's own width and height. per_card: images are those of each device. what: one of
+    `parts.PARTS`.
     """
 
     mesh: tuple[str, ...] = ("one",)
@@ -44,23 +45,24 @@ class Defaults:
     repeats: int = 10
     few_steps: int | None = None
     per_card: bool = False
+    what: str = "pictures"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Checked: what is measured, the kind of the devices, how many there are, and what they are in words ("" a CPU)."""
+    """Checked: which cases on which group, in order, of one kind.
+
+    autos: the mesh that `--dp_size auto` takes for a model.
+    """
 
     options: Namespace
-    groups: tuple[Group, ...]
-    kind: str
-    count: int
-    gpu: str
-    autos: dict[Group, ParallelConfig] = field(default_factory=dict, compare=False)
+    groups: tuple[tuple[Group, tuple[Case, ...]], ...]
+    autos: Mapping[str, ParallelConfig]
 
     @property
-    def cases(self) -> int:
-        """How many cases there are."""
-        return sum(len(group.cases) for group in self.groups)
+    def pairs(self) -> list[tuple[Group, Case]]:
+        """Each case with its group."""
+        return [(group, case) for group, cases in self.groups for case in cases]
 
 
 def add_flags(parser: Parser, standard: Defaults) -> None:
@@ -85,6 +87,8 @@ def add_flags(parser: Parser, standard: Defaults) -> None:
     how.value("repeats", "N", "calls that count, each with new text states and a new seed", whole, standard.repeats)
     how.value("rank_timeout_s", "SECONDS", "a case fails when one of its processes is silent for so long", number, 20.0)
     how.value("limit_s", "SECONDS", "a case that takes longer has failed", number, 300.0)
+    how.value("budget_s", "SECONDS", "cases that have not begun by then are not run", number)
+    how.value("case_s", "SECONDS", "a case that has taken so long makes no more repeats", number)
     how.switch("smoke", f"does it run? {SMOKE_STEPS} steps, {SMOKE_REPEATS} repeats, at most {SMOKE_LIST} values each")
 
 
@@ -111,27 +115,24 @@ def _add_lists(lists: Flags, standard: Defaults) -> None:
                 GenerationRequest.max_sequence_length)  # fmt: skip
 
 
-def sweep_of(options: Namespace, standard: Defaults) -> Sweep:
-    """Returns the sweep that flags ask for; checks all that needs no process.
+def sweep_of(name: str, standard: Defaults, options: Namespace) -> Sweep:
+    """Returns the sweep of a kind that flags ask for; checks all that needs no process.
 
     Raises:
         ConfigError, CheckpointError: what was asked for is not possible.
     """
     from sd3par import device
-    from sd3par.launch.spawn import device_count
 
     _check(options)
-    target = device.choose(options.dtype[0], options.device)
-    require(options.memory_gib is None or target.kind != "cpu", "memory_gib", options.memory_gib, "nothing on the CPU")
-    count = device_count(target.kind)
-    gpu = "" if target.kind == "cpu" else f"{count} x {target.description()}"
-    groups: list[Group] = []
-    autos: dict[Group, ParallelConfig] = {}
+    groups: list[tuple[Group, tuple[Case, ...]]] = []
+    autos: dict[str, ParallelConfig] = {}
     for model, dtype in itertools.product(_models(options), options.dtype):
-        found, auto = _groups(options, standard, model, device.choose(dtype, options.device), count)
+        target = device.choose(dtype, options.device)
+        cpu = target.kind == "cpu" and options.memory_gib is not None
+        require(not cpu, "memory_gib", options.memory_gib, "nothing on the CPU")
+        found, autos[model] = _groups(options, name, standard, model, target)
         groups += found
-        autos |= {group: auto for group in found}
-    return Sweep(options, tuple(groups), target.kind, count, gpu, autos)
+    return Sweep(options, tuple(groups), autos)
 
 
 def _check(options: Namespace) -> None:
@@ -139,7 +140,14 @@ def _check(options: Namespace) -> None:
     both = options.model is not None and options.random_weights is not None
     require(not both, "random_weights", options.random_weights, "nothing beside --model")
     limits = {"warm_ups": (0, MAX_REPEATS), "repeats": (1, MAX_REPEATS), "images": (1, MAX_BATCH)}
-    limits |= {"few_steps": (1, MAX_STEPS), "rank_timeout_s": (2, 3600), "limit_s": (1, 86400), "memory_gib": (1, 4096)}
+    limits |= {
+        "case_s": (0, 86400),
+        "budget_s": (1, 86400),
+        "few_steps": (1, MAX_STEPS),
+        "rank_timeout_s": (2, 3600),
+        "limit_s": (1, 86400),
+        "memory_gib": (1, 4096),
+    }
     for name, (low, high) in limits.items():
         value = getattr(options, name)
         for one in value if isinstance(value, list) else [value]:
@@ -155,44 +163,50 @@ def _models(options: Namespace) -> list[str]:
 
 
 def _groups(
-    options: Namespace, standard: Defaults, model: str, target: Device, count: int
-) -> tuple[list[Group], ParallelConfig]:
-    """Returns the groups of a model, and the mesh that `--dp_size auto` takes for its first case."""
+    options: Namespace, name: str, standard: Defaults, model: str, target: Device
+) -> tuple[list[tuple[Group, tuple[Case, ...]]], ParallelConfig]:
+    """Returns the groups of a model with their cases, and the mesh that `--dp_size auto` takes for the first one."""
     from sd3par import weights
     from sd3par.auto import auto_mesh, needs
     from sd3par.config import ModelConfig, parse_config
-    from sd3par.launch.spawn import choose_devices
+    from sd3par.launch.spawn import choose_devices, device_count
     from sd3par.vae import VAEConfig
 
     files = weights.open_model(model, text_encoders=False)
     config = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
     scale = VAEConfig.parse(files.vae.config, files.vae.where).scale_factor
-    cases, cards = list(_cases(options, standard, config, scale)), _cards(options, target.kind)
-    groups = []
+    engines = list(dict.fromkeys("eager" if one == "auto" and target.kind == "cpu" else one for one in options.engine))
+    cases = list(_cases(options, name, standard, engines, config, scale))
+    cards, groups = _cards(options, target.kind), []
     for mesh in dict.fromkeys(_meshes(options, cards, cases, config.num_attention_heads)):
         config.check_mesh(mesh)
         given = None if options.devices is None else options.devices[: mesh.world]
-        choose_devices(target.kind, count, mesh.world, given)
+        choose_devices(target.kind, device_count(target.kind), mesh.world, given)
         own = tuple(_cases_on(mesh, cases, standard, "auto" not in options.mesh))
-        groups += [Group(model, target.dtype, mesh, own)] if own else []
+        group = Group(model, target.dtype, mesh, options.memory_gib, standard.what == "text")
+        groups += [(group, own)] if own else []
     first = cases[0]
     return groups, auto_mesh(cards, first.images, first.request.guidance, *needs(config, target))
 
 
-def _cases(options: Namespace, standard: Defaults, config: ModelConfig, scale: int) -> Iterator[Case]:
+def _cases(
+    options: Namespace, name: str, standard: Defaults, engines: Sequence[str], config: ModelConfig, scale: int
+) -> Iterator[Case]:
     """Yields every combination; images as they were given."""
     sizes = options.size or [_share(config, scale, *share) for share in standard.own]
-    images, steps = options.images, options.num_inference_steps
-    lists = [options.engine, sizes, images, steps, options.guidance_scale]
+    lists = [engines, sizes, options.images, options.num_inference_steps, options.guidance_scale]
     if options.smoke:
-        few = [each for each in images if each <= SMOKE_IMAGES] or [SMOKE_IMAGES]
-        short = [each for each in steps if each <= SMOKE_STEPS] or [SMOKE_STEPS]
-        lists = [each[:SMOKE_LIST] for each in (options.engine, sizes, few, short, options.guidance_scale)]
+        few = [each for each in options.images if each <= SMOKE_IMAGES] or [SMOKE_IMAGES]
+        short = [each for each in options.num_inference_steps if each <= SMOKE_STEPS] or [SMOKE_STEPS]
+        lists = [each[:SMOKE_LIST] for each in (engines, sizes, few, short, options.guidance_scale)]
     for engine, (width, height), count, wanted, guidance in itertools.product(*lists):
         few_steps = options.few_steps is not None and count > MANY_IMAGES
         made = min(wanted, options.few_steps) if few_steps else wanted
-        case = Case(engine, height, width, count, made, guidance, options.max_sequence_length, options.warm_ups,
-                    options.repeats)  # fmt: skip
+        calls = (options.warm_ups, options.repeats)
+        if engine == PLAIN:  # slow, and nothing is compiled or recorded
+            calls = (min(calls[0], PLAIN_WARM_UPS), min(calls[1], PLAIN_REPEATS))
+        case = Case(name, standard.what, engine, height, width, count, made, guidance, options.max_sequence_length,
+                    *calls, options.case_s)  # fmt: skip
         case.request.sized(config, scale)  # refuses what the model cannot draw
         yield case
 

@@ -53,6 +53,12 @@ COLUMNS = {
     "image_p90": Column("p90", _number("image_p90_s", 4)),
     "step": Column("step ms", _number("step_ms", 2)),
     "its": Column("steps/s", lambda row: f"{row['steps'] / row['loop_s']:.1f}"),
+    "decode": Column("decode s", _number("decode_s", 4)),
+    "decode_min": Column("min", _number("decode_min_s", 4)),
+    "decode_p90": Column("p90", _number("decode_p90_s", 4)),
+    "encode": Column("encode s", _number("encode_s", 4)),
+    "encode_min": Column("min", _number("encode_min_s", 4)),
+    "encode_p90": Column("p90", _number("encode_p90_s", 4)),
     "images_s": Column("images/s", _number("images_per_s", 3)),
     "each": Column("images/s a card", _number("images_per_s_per_gpu", 3)),
     "peak": Column("peak GiB", _number("peak_gib", 2)),
@@ -81,10 +87,11 @@ def shown(rows: Sequence[Row], columns: Sequence[str], markdown: bool = False) -
     if "micro" in columns and "images" in differing:
         differing.remove("images")
     notes = ["note"] if any(map(note, rows)) else []
-    names = [*differing, *(name for name in columns if name not in differing), *notes]
+    filled = [name for name in columns if any(_has(row, name) for row in rows)]
+    names = [*differing, *(name for name in filled if name not in differing), *notes]
     cells = [tuple(COLUMNS[name].head for name in names)]
     cells += [tuple(COLUMNS[name].of(row) for name in names) for row in rows]
-    lines = [title(rows, differing), as_markdown(cells) if markdown else table(cells), *warning(rows)]
+    lines = [title(rows, differing, columns), as_markdown(cells) if markdown else table(cells), *warning(rows)]
     return "\n".join(["\n".join(lines[:1]), *([""] if markdown else []), *lines[1:]])
 
 
@@ -92,10 +99,11 @@ def _has(row: Row, name: str) -> bool:
     return bool(COLUMNS[name].of(row))
 
 
-def title(rows: Sequence[Row], differing: Iterable[str]) -> str:
+def title(rows: Sequence[Row], differing: Iterable[str], columns: Iterable[str]) -> str:
     """Returns in words what all rows have in common."""
-    first = next((row for row in rows if "loop_s" in row), rows[0])
-    names = [name for name in VARIED if name not in differing and _has(first, name) and name not in ("who", "cards")]
+    first = next((row for row in rows if time_of(row)), rows[0])
+    hidden = {*differing, "who", "cards", *columns, *(("images",) if "micro" in columns else ())}
+    names = [name for name in VARIED if name not in hidden and _has(first, name)]
     plain = {"model", "size", "mesh", "engine", "dtype"}
     words = [("" if name in plain else f"{COLUMNS[name].head} ") + COLUMNS[name].of(first) for name in names]
     how = f"median of {first['repeats']}" + (f" after {first['warm_ups']}" if "warm_ups" in first else "")
@@ -105,16 +113,23 @@ def title(rows: Sequence[Row], differing: Iterable[str]) -> str:
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
     """Returns the rows with `to_one`: how many times faster than one device with the same case, where that ran."""
-    alone = {_case(row): row["loop_s"] for row in rows if row["world"] == 1 and "loop_s" in row}
+    alone = {_case(row): time_of(row) for row in rows if row["world"] == 1 and time_of(row)}
+    if all(row["world"] == 1 for row in rows):
+        return list(rows)
     return [
-        row | ({"to_one": alone[_case(row)] / row["loop_s"]} if "loop_s" in row and _case(row) in alone else {})
+        row | ({"to_one": alone[_case(row)] / time_of(row)} if time_of(row) and _case(row) in alone else {})
         for row in rows
     ]
 
 
+def time_of(row: Row) -> float:
+    """Returns the seconds that a row is about, 0 of a case that failed."""
+    return float(next((row[name] for name in ("loop_s", "decode_s", "encode_s") if name in row), 0.0))
+
+
 def _case(row: Row) -> tuple[Any, ...]:
     names = ("who", "model", "engine", "height", "width", "images", "steps", "guidance", "text_tokens")
-    return tuple(row[name] for name in names)
+    return tuple(row.get(name) for name in names)
 
 
 def warning(rows: Sequence[Row]) -> list[str]:

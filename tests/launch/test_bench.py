@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from sd3par.config import ParallelConfig
 from sd3par.errors import ConfigError
 from sd3par.launch import cli, spawn
 from sd3par.launch.bench import runner
-from sd3par.launch.bench.case import mesh_of, name_of, size_of
+from sd3par.launch.bench.case import Case, mesh_of, name_of, size_of
 from sd3par.launch.bench.kinds import KINDS, parser_of
 from sd3par.launch.bench.rank import JOB, ROWS
 from sd3par.launch.bench.sweep import Sweep, sweep_of
@@ -32,11 +34,23 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 
 def sweep(kind: str, *words: str) -> Sweep:
-    return sweep_of(parser_of(KINDS[kind]).parse(words), KINDS[kind].standard)
+    return sweep_of(kind, KINDS[kind].standard, parser_of(KINDS[kind]).parse(words))
 
 
 def meshes(found: Sweep) -> list[str]:
-    return [name_of(group.parallel) for group in found.groups]
+    return [name_of(group.parallel) for group, _ in found.groups]
+
+
+def cases(kind: str, *words: str) -> tuple[Case, ...]:
+    """The cases of the only group."""
+    ((_, found),) = sweep(kind, *words).groups
+    return found
+
+
+def run(kind: str, *words: str) -> list[dict[str, Any]]:
+    found = sweep(kind, *words)
+    machine = runner.Machine.of(found.options)
+    return [result.row for result in runner.run(machine, found.pairs, {"run_id": "a"}, lambda row: None, quiet=True)]
 
 
 @pytest.mark.parametrize("text, mesh", [
@@ -63,7 +77,7 @@ def test_sizes() -> None:
 def test_auto_is_every_legal_mesh_behind_one_device() -> None:
     found = sweep("parallel", "--processes", "4")
     assert meshes(found) == ["one", "dp2,sp2", "dp2,mp2", "sp4", "mp2,sp2", "mp4"]
-    assert {name_of(mesh) for mesh in found.autos.values()} == {"dp2,sp2"}
+    assert [name_of(mesh) for mesh in found.autos.values()] == ["dp2,sp2"]
     assert meshes(sweep("parallel", "--guidance_scale=1", "--processes=2")) == ["one", "sp2", "mp2"]
 
 
@@ -79,40 +93,42 @@ def test_every_combination_is_a_case() -> None:
     found = sweep("batch", "--images", "1", "9", "--size", "64", "128x96", "--engine", "eager", "plain", "--mesh",
                   "one", "dp2", "--guidance_scale", "7", "--few_steps", "3", "--num_inference_steps", "2",
                   "5")  # fmt: skip
-    one, two = found.groups
-    assert (len(one.cases), len(two.cases)) == (16, 8)  # plain runs on one device
-    assert {case.engine for case in two.cases} == {"eager"}
-    assert {(case.images, case.steps) for case in one.cases} == {(1, 2), (1, 5), (9, 2), (9, 3)}
-    assert {(case.width, case.height) for case in one.cases} == {(64, 64), (128, 96)}
-    assert found.cases == 24
+    (_, one), (_, two) = found.groups
+    assert (len(one), len(two)) == (16, 8)  # plain runs on one device
+    assert {case.engine for case in two} == {"eager"}
+    assert {(case.images, case.steps) for case in one} == {(1, 2), (1, 5), (9, 2), (9, 3)}
+    assert {(case.width, case.height) for case in one} == {(64, 64), (128, 96)}
+    assert {(case.warm_ups, case.repeats) for case in one if case.engine == "plain"} == {(1, 2)}
+    assert len(found.pairs) == 24
 
 
 def test_standard_cases() -> None:
-    (group,) = sweep("resolution").groups
-    assert [(case.width, case.height) for case in group.cases] == [(64, 64), (96, 96), (160, 96), (128, 128)]
-    assert {case.images for case in group.cases} == {4}
-    assert [case.steps for case in sweep("steps").groups[0].cases] == [1, 2, 4, 8, 16, 32, 64]
-    (medium,) = sweep("resolution", "--random_weights", "sd3-medium").groups
-    assert [(case.width, case.height) for case in medium.cases] == [(512, 512), (768, 768), (1280, 768), (1024, 1024)]
-    assert [case.steps for case in sweep("batch").groups[0].cases] == [28, 28, 28, 28, 4, 4]
+    own = cases("resolution")
+    assert [(case.width, case.height) for case in own] == [(64, 64), (96, 96), (160, 96), (128, 128)]
+    assert {case.images for case in own} == {4}
+    assert [case.steps for case in cases("steps")] == [1, 2, 4, 8, 16, 32, 64]
+    medium = cases("resolution", "--random_weights", "sd3-medium")
+    assert [(case.width, case.height) for case in medium] == [(512, 512), (768, 768), (1280, 768), (1024, 1024)]
+    assert [case.steps for case in cases("batch")] == [28, 28, 28, 28, 4, 4]
+    assert [case.engine for case in cases("trials")] == ["eager"]  # which auto is on the CPU
 
 
 def test_throughput_counts_pictures_of_each_device() -> None:
-    one, two = sweep("throughput", "--mesh", "one", "dp2", "--images", "1", "4").groups
-    assert [case.images for case in one.cases] == [1, 4]
-    assert [case.images for case in two.cases] == [2, 8]
+    (_, one), (_, two) = sweep("throughput", "--mesh", "one", "dp2", "--images", "1", "4").groups
+    assert [case.images for case in one] == [1, 4]
+    assert [case.images for case in two] == [2, 8]
 
 
 def test_several_models() -> None:
     found = sweep("batch", "--random_weights", "tiny", "sd3-medium", "--images=1")
-    assert [group.model for group in found.groups] == ["random:tiny", "random:sd3-medium"]
-    assert [group.cases[0].height for group in found.groups] == [128, 1024]
+    assert [group.model for group, _ in found.groups] == ["random:tiny", "random:sd3-medium"]
+    assert [own[0].height for _, own in found.groups] == [128, 1024]
 
 
 def test_smoke_is_short() -> None:
     for name in KINDS:
-        cases = [case for group in sweep(name, "--smoke").groups for case in group.cases]
-        assert len(cases) <= 4 and all(case.steps <= 2 and case.repeats == 2 and case.images <= 2 for case in cases)
+        found = [case for _, case in sweep(name, "--smoke").pairs]
+        assert len(found) <= 4 and all(case.steps <= 2 and case.repeats == 2 and case.images <= 2 for case in found)
 
 
 @pytest.mark.parametrize("words, field", [
@@ -181,11 +197,13 @@ def test_failed_meshes_are_rows(
     words = ["--mesh", "auto", "--model", "tiny", "--images=1", "--json", "out/rows.jsonl", "--results", "res"]
     assert cli.main(["bench", *words, *FAST]) == 0
     table = capsys.readouterr().out.splitlines()
+    assert table[0].startswith("parallel: tiny, float32, eager, 64 x 64, batch 1, steps 2, ")
     assert [line.split()[0] for line in table[1:6]] == ["mesh", "dp2", "one", "sp2", "mp2"]
     assert table[2].split() == ["dp2", "2", "2.5000", "5.0000", "0.200", "1.00", "1.60", "4.0", "%"]
     assert table[4].endswith(" out of memory") and "  failed: no; logs: " in table[5]
     assert table[6] == "best: dp2; --dp_size auto takes dp2"
-    generate = "sd3par generate PROMPT --height=64 --width=64 --num_inference_steps=2 --model=tiny --dp_size=2"
+    generate = ("sd3par generate PROMPT --height=64 --width=64 --num_inference_steps=2 --model=tiny --dtype=float32 "
+                "--engine=eager --dp_size=2")  # fmt: skip
     assert table[7] == generate
     assert render_parser("", "", prompt_flag=False).parse(generate.split()[2:]).dp_size == 2
     rows = [json.loads(line) for line in (folder / "out" / "rows.jsonl").read_text().splitlines()]
@@ -207,8 +225,7 @@ def test_failed_meshes_are_rows(
 def test_what_needs_no_less_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = Processes({("one", 1): 1.0, ("one", 2): "out of memory: here", ("one", 4): 3.0})
     monkeypatch.setattr(spawn, "started", processes.started)
-    found = sweep("batch", "--images", "1", "2", "4", "--size", "128", "64", *FAST[:3], FAST[-1])
-    rows = runner.run(found, {"run_id": "a"}, lambda row: None, quiet=True)
+    rows = run("batch", "--images", "1", "2", "4", "--size", "128", "64", *FAST[:3])
     said = [(row["width"], row["images"], row.get("loop_s"), row.get("oom"), row.get("failed")) for row in rows]
     assert [each[:3] for each in said] == [
         (128, 1, 1.0), (128, 2, None), (128, 4, None), (64, 1, 1.0), (64, 2, None), (64, 4, None),
@@ -221,7 +238,7 @@ def test_what_needs_no_less_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch)
 def test_others_go_on_after_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = Processes({("one", 1): "broken", ("one", 2): 1.0, ("one", 4): 3.0})
     monkeypatch.setattr(spawn, "started", processes.started)
-    rows = runner.run(sweep("batch", "--images", "1", "2", "4"), {"run_id": "a"}, lambda row: None, quiet=True)
+    rows = run("batch", "--images", "1", "2", "4")
     assert [row.get("loop_s") for row in rows] == [None, 1.0, 3.0]
     assert rows[0]["failed"].startswith("broken; logs: ")
 
@@ -235,8 +252,44 @@ def test_a_model_that_cannot_be_loaded_fails_all_its_cases_once(monkeypatch: pyt
         yield SimpleNamespace(poll=lambda: 1)
 
     monkeypatch.setattr(spawn, "started", started)
-    rows = runner.run(sweep("batch", "--images", "1", "2"), {"run_id": "a"}, lambda row: None, quiet=True)
+    rows = run("batch", "--images", "1", "2")
     assert len(starts) == 1 and ["failed" in row for row in rows] == [True, True]
+
+
+def test_nothing_begins_after_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawn, "started", None)
+    found = sweep("batch", "--images", "1", "2", "--budget_s", "1")
+    machine = dataclasses.replace(runner.Machine.of(found.options), begin=time.time() - 2)
+    results = runner.run(machine, found.pairs, {"run_id": "a"}, lambda row: None, quiet=True)
+    assert [result.row["failed"] for result in results] == ["not run: the budget of 1 s was used up"] * 2
+
+
+def test_kinds_of_one_run_share_their_processes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes = Processes({("one", 1): 1.0, ("one", 2): 2.0, ("dp2", 1): 0.5})
+    monkeypatch.setattr(spawn, "started", processes.started)
+    (folder / "plan").write_text("# two kinds\nbatch --images 1 2\n\nparallel --mesh one dp2  # and more\n")
+    assert cli.main(["bench", "all", "--plan", "plan", "--results", "res", *FAST]) == 0
+    assert [[case["bench"] for case in job["cases"]] for job in processes.jobs] == [
+        ["batch", "batch", "parallel"], ["parallel"],
+    ]  # fmt: skip
+    rows = [json.loads(line) for name in ("batch", "parallel") for line in (folder / "res" / f"{name}.jsonl").open()]
+    assert [row["loop_s"] for row in rows] == [1.0, 2.0, 1.0, 0.5] and len({row["run_id"] for row in rows}) == 1
+    out = capsys.readouterr().out
+    assert "batch: tiny" in out and "parallel: tiny" in out
+    assert cli.main(["bench", "tables", "res"]) == 0
+    assert capsys.readouterr().out.startswith("batch\n\ntiny, ")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("sleep 3\n", "plan: got sleep; allowed: parallel"), ("# nothing\n", "allowed: a file with lines"),
+    ("batch 'a\n", "allowed: a text with a kind"), ("batch --fast 3\n", "arguments: got --fast"),
+])  # fmt: skip
+def test_plans_that_are_none(folder: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "plan").write_text(text)
+    assert cli.main(["bench", "all", "--plan", "plan"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_silence_is_a_failure(folder: Path) -> None:
