@@ -17,7 +17,7 @@ from benchmarks.record import RESULTS
 from benchmarks.step_time import ONE_HOST, Network, Work, decode_s, kernels_us, loop_s, sent
 from sd3par.auto import auto_mesh, meshes
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
-from sd3par.launch.bench_mesh import name_of
+from sd3par.launch.bench.case import name_of
 from sd3par.weights import open_model
 
 PAGE = Path(__file__).with_name("scaling.md")

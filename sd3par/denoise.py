@@ -21,6 +21,7 @@ from sd3par.graph import StepGraph, StepGraphs
 from sd3par.guidance import halves
 from sd3par.mmdit import Conditions, MMDiT, shard
 from sd3par.plan import Rows
+from sd3par.ranges import span
 from sd3par.scheduler import Schedule
 from sd3par.text import TextStates
 
@@ -83,7 +84,8 @@ class Denoiser:
             if graph is not None:
                 graph.begin(self.conditions, scale)
             for index in ticks:
-                tokens = self._step(tokens, scale, index, graph)
+                with span("step"):
+                    tokens = self._step(tokens, scale, index, graph)
                 if on_step is not None:
                     tokens, stop = self._report(tokens, index, on_step)
                     if stop:

@@ -28,6 +28,7 @@ from sd3par.mesh import Mesh, world_size
 from sd3par.mmdit import MMDiT
 from sd3par.noise import noise
 from sd3par.plan import Rows, rows_for
+from sd3par.ranges import span
 from sd3par.scheduler import Schedule, SchedulerConfig, add_noise, schedule
 from sd3par.text import TextEncoders, TextStates
 from sd3par.text.load import load_text
@@ -318,8 +319,9 @@ class SD3Pipeline:
 
 @contextmanager
 def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    """Writes how long the block took, device work included, to `seconds[part]`."""
+    """Writes how long the block took, device work included, to `seconds[part]`; a range for profilers."""
     start = time.perf_counter()
-    yield
-    synchronize()
+    with span(part):
+        yield
+        synchronize()
     seconds[part] = time.perf_counter() - start
