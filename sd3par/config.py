@@ -7,7 +7,7 @@ import functools
 import numbers
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -54,7 +54,7 @@ def parse_config(cls: type[T], values: Mapping[str, Any], where: str, ignored: f
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Hashable) -> dict[str, Any]:
     """Returns the types of a class's fields, once: reading the annotations took 1.2 ms of each request's checks."""
     return typing.get_type_hints(cls)
 
