@@ -21,7 +21,8 @@ class Case:
     """`images` pictures at once, of a request without prompts, rendered again and again with an engine.
 
     bench: the kind of sweep that it is of; what: one of `parts.PARTS`. height, width: pixels; tokens: T5's; warm_ups:
-    calls that do not count, repeats: calls that do, of which some are left out once it has taken `case_s`.
+    calls that do not count, repeats: calls that do, of which some are left out once it has taken `case_s`. keep: the
+    file that takes the pictures where they are wanted.
     """
 
     bench: str
@@ -36,6 +37,7 @@ class Case:
     warm_ups: int
     repeats: int
     case_s: float | None = None
+    keep: str = ""
 
     @property
     def request(self) -> GenerationRequest:

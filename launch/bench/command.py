@@ -13,6 +13,7 @@ from sd3par.launch import endings
 from sd3par.launch.bench.kinds import KINDS, measure
 from sd3par.launch.bench.plot import plot
 from sd3par.launch.bench.profile import kernels
+from sd3par.launch.bench.quality import quality
 from sd3par.launch.bench.results import tables
 from sd3par.launch.bench.startup import startup
 from sd3par.launch.parser import Parser
@@ -77,6 +78,7 @@ def plan(path: str) -> list[tuple[str, list[str]]]:
 
 OTHERS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "kernels": ("where a step's time goes, kernel by kernel; --profile writes a trace", kernels),
+    "quality": ("how far pictures are from those of one device: PSNR, SSIM, accuracy", quality),
     "startup": ("from the shell to a picture's file", startup),
     "all": ("every kind above, in one run", everything),
     "tables": ("the tables of results that were kept, again", tables),

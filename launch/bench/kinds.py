@@ -60,7 +60,7 @@ def report(kind: Kind, machine: Machine, autos: Mapping[str, ParallelConfig], re
     """Returns a kind's table of its results, and what follows it."""
     own = [result for result in results if result.case.bench == kind.name]
     rows = [result.row for result in own]
-    ranked = sorted(rows, key=lambda row: table.time_of(row) or float("inf")) if kind.name == "parallel" else rows
+    ranked = table.ranked(rows) if kind.name == "parallel" else rows
     return "\n".join([f"{kind.name}: {table.shown(ranked, kind.columns)}", *kind.last(machine, autos, own)])
 
 

@@ -14,10 +14,12 @@ import paddle
 
 from sd3par import device
 from sd3par.captured import ways
+from sd3par.images import to_uint8
 from sd3par.inputs import Inputs
 from sd3par.launch.bench.case import Case
 from sd3par.launch.bench.engines import running_by
-from sd3par.launch.bench.timing import largest, percentile90, seconds, summary
+from sd3par.launch.bench.shapes import heldout_prompts
+from sd3par.launch.bench.timing import embeds, largest, percentile90, seconds, summary
 from sd3par.pipeline import SD3Pipeline
 from sd3par.plan import rows_for
 from sd3par.text.request import encode_request
@@ -101,6 +103,23 @@ def text(pipe: SD3Pipeline, case: Case, warm_ups: int) -> Row:
     return {**summary("encode", taken), **_counted(taken)}
 
 
+def kept(pipe: SD3Pipeline, case: Case, warm_ups: int) -> Row:
+    """Draws a picture for each repeat and keeps all: of held-out prompts, where there are text encoders, else of noise.
+
+    The file holds `pictures` [N, H, W, 3] uint8 and `latents` [N, C, h, w] fp32.
+    """
+    prompts = [prompt.text for prompt in heldout_prompts(case.repeats)]
+    latents = []
+    for seed, prompt in enumerate(prompts):
+        request = dataclasses.replace(case.request, seed=seed, prompt=None if pipe.text is None else (prompt,))
+        states = embeds(pipe, 1, case.text_tokens, seed) if pipe.text is None else None
+        latents.append(pipe.generate(request, Inputs(embeds=states), "latent", progress=False).images)
+    pictures = np.concatenate([to_uint8(pipe.pixels(one)) for one in latents])
+    if pipe.mesh.world.rank == 0:
+        np.savez(case.keep, pictures=pictures, latents=paddle.concat(latents).astype("float32").numpy())
+    return {"pictures": len(prompts)}
+
+
 def timed(pipe: SD3Pipeline, call: Callable[[], object]) -> float:
     """Returns the seconds of a call, the slowest rank's."""
     device.synchronize()
@@ -120,4 +139,9 @@ def _counted(taken: Sequence[float]) -> Row:
     return {"repeats": len(taken), "spread": percentile90(taken) / statistics.median(taken) - 1}
 
 
-PARTS: dict[str, Callable[[SD3Pipeline, Case, int], Row]] = {"pictures": pictures, "vae": vae, "text": text}
+PARTS: dict[str, Callable[[SD3Pipeline, Case, int], Row]] = {
+    "pictures": pictures,
+    "vae": vae,
+    "text": text,
+    "pictures kept": kept,
+}

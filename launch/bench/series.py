@@ -18,7 +18,8 @@ def by_cards(rows: Sequence[Row]) -> dict[str, dict[int, tuple[Row, float]]]:
 
     Settings that only one number of cards was measured with are left out.
     """
-    timed = [row for row in rows if row.get("loop_s") and "dp" in row and row.get("engine") not in ("eager", "plain")]
+    timed = [row for row in rows if row["bench"] in ("parallel", "loop") and row.get("loop_s") and "dp" in row
+             and row.get("engine") not in ("eager", "plain")]  # fmt: skip
     best = {words: _best_of_each_world(found) for words, found in _settings(timed).items()}
     return {words: points for words, points in best.items() if len(points) > 1}
 

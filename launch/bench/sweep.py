@@ -183,7 +183,7 @@ def _groups(
         given = None if options.devices is None else options.devices[: mesh.world]
         choose_devices(target.kind, device_count(target.kind), mesh.world, given)
         own = tuple(_cases_on(mesh, cases, standard, "auto" not in options.mesh))
-        group = Group(model, target.dtype, mesh, options.memory_gib, standard.what == "text")
+        group = Group(model, target.dtype, mesh, options.memory_gib, wants_text(standard.what, model))
         groups += [(group, own)] if own else []
     first = cases[0]
     return groups, auto_mesh(cards, first.images, first.request.guidance, *needs(config, target))
@@ -209,6 +209,11 @@ def _cases(
                     *calls, options.case_s)  # fmt: skip
         case.request.sized(config, scale)  # refuses what the model cannot draw
         yield case
+
+
+def wants_text(what: str, model: str) -> bool:
+    """Whether text encoders are loaded: to be measured, or to draw what a trained model was asked for."""
+    return what == "text" or (what == "pictures kept" and model == DEFAULT_MODEL)
 
 
 def _share(config: ModelConfig, scale: int, wide: float, high: float) -> tuple[int, int]:

@@ -106,9 +106,16 @@ def title(rows: Sequence[Row], differing: Iterable[str], columns: Iterable[str])
     names = [name for name in VARIED if name not in hidden and _has(first, name)]
     plain = {"model", "size", "mesh", "engine", "dtype"}
     words = [("" if name in plain else f"{COLUMNS[name].head} ") + COLUMNS[name].of(first) for name in names]
-    how = f"median of {first['repeats']}" + (f" after {first['warm_ups']}" if "warm_ups" in first else "")
+    repeats = [row["repeats"] for row in rows if "repeats" in row]
+    how = "median of " + " to ".join(map(str, sorted({min(repeats), max(repeats)}))) if repeats else ""
     memory = f"{first['memory_gib']:g} GiB of each GPU" if "memory_gib" in first else ""
     return ", ".join(filter(None, [*words, memory, how])) + f"; {first.get('gpu', 'CPU')}; run {first['run_id']}"
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """Returns rows with those of the same case together, the fastest first."""
+    seen = list(dict.fromkeys(_case(row)[2:] for row in rows))
+    return sorted(rows, key=lambda row: (seen.index(_case(row)[2:]), time_of(row) or float("inf")))
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
@@ -128,7 +135,7 @@ def time_of(row: Row) -> float:
 
 
 def _case(row: Row) -> tuple[Any, ...]:
-    names = ("who", "model", "engine", "height", "width", "images", "steps", "guidance", "text_tokens")
+    names = ("who", "engine", "model", "height", "width", "images", "steps", "guidance", "text_tokens")
     return tuple(row.get(name) for name in names)
 
 

@@ -22,7 +22,7 @@ def rows(*changes: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_what_varies_is_a_column_and_the_rest_the_title() -> None:
     title, head, first, second = shown(rows({"images": 2}, {"images": 10}), KINDS["batch"].columns).splitlines()
-    assert title == ("tiny, float32, one, eager, 128 x 96, steps 4, guidance 7, text tokens 333, median of 3 after 1; "
+    assert title == ("tiny, float32, one, eager, 128 x 96, steps 4, guidance 7, text tokens 333, median of 3; "
                      "CPU; run abc")  # fmt: skip
     assert head.split()[:2] == ["batch", "image"] and (first.split()[0], second.split()[0]) == ("2", "10")
 
