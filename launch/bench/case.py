@@ -76,7 +76,8 @@ class Case:
 class Group:
     """What processes are started for, and measure cases with: a model, loaded once, on a mesh.
 
-    memory_gib: how much of a GPU's memory is left to them, None for all. text: whether text encoders are loaded.
+    memory_gib: how much of a GPU's memory is left to them, None for all. text: whether text encoders are loaded. name:
+    what rows call the model, "" for `model`.
     """
 
     model: str
@@ -84,12 +85,14 @@ class Group:
     parallel: ParallelConfig
     memory_gib: float | None = None
     text: bool = False
+    name: str = ""
 
     def row(self) -> dict[str, Any]:
         """What the rows of all its cases say."""
         sizes = {axis: getattr(self.parallel, axis) for axis in AXES}
         memory = {} if self.memory_gib is None else {"memory_gib": self.memory_gib}
-        return {"model": self.model.removeprefix("random:"), **sizes, "world": self.parallel.world, **memory}
+        name = self.name or self.model.removeprefix("random:")
+        return {"model": name, **sizes, "world": self.parallel.world, **memory}
 
     def job(self, cases: Sequence[Case], **shared: Any) -> dict[str, Any]:
         """What its processes are told, as JSON can hold it."""

@@ -11,6 +11,7 @@ from sd3par.config import ParallelConfig
 from sd3par.launch import endings, record
 from sd3par.launch.bench import table
 from sd3par.launch.bench.case import Case, Group, mesh_flags, name_of
+from sd3par.launch.bench.peers import beside, peer_of
 from sd3par.launch.bench.runner import Files, Machine, Result, run
 from sd3par.launch.bench.sweep import PLAIN, SHARES, Defaults, add_flags, sweep_of
 from sd3par.launch.endings import Place
@@ -44,24 +45,32 @@ def measure(lines: Sequence[tuple[str, Sequence[str]]], command: str) -> int:
     Cases of all lines that need the same processes are measured by the same.
     """
     parsed = [(name, parser_of(KINDS[name]).parse(words)) for name, words in lines]
+    wanted = [peer_of(text) for text in parsed[0][1].peers or ()]
     prepare_process(1)
     sweeps = [sweep_of(name, KINDS[name].standard, options) for name, options in parsed]
     options, autos = parsed[0][1], {model: mesh for sweep in sweeps for model, mesh in sweep.autos.items()}
     machine, files = Machine.of(options), Files([name for name, _ in lines], options.results, options.json)
     endings.prepare(Place())
     shared = record.surroundings("", command, options.commit, machine.gpu)
-    results = run(machine, [pair for sweep in sweeps for pair in sweep.pairs], shared, files.add, options.quiet)
-    parts = [report(KINDS[name], machine, autos, results) for name in dict.fromkeys(name for name, _ in lines)]
+    others: list[Row] = []
+    if wanted:
+        results, others = beside(machine, sweeps, wanted, shared, files.add, options.quiet)
+    else:
+        results = run(machine, [pair for sweep in sweeps for pair in sweep.pairs], shared, files.add, options.quiet)
+    parts = [report(KINDS[name], machine, autos, results, others) for name in dict.fromkeys(name for name, _ in lines)]
     Place().show("\n\n".join(parts))
     return endings.DONE if any(table.time_of(result.row) for result in results) else endings.INTERNAL
 
 
-def report(kind: Kind, machine: Machine, autos: Mapping[str, ParallelConfig], results: Sequence[Result]) -> str:
-    """Returns a kind's table of its results, and what follows it."""
+def report(
+    kind: Kind, machine: Machine, autos: Mapping[str, ParallelConfig], results: Sequence[Result], others: Sequence[Row]
+) -> str:
+    """Returns a kind's table of its results, others' rows among them, and what follows it."""
     own = [result for result in results if result.case.bench == kind.name]
-    rows = [result.row for result in own]
+    rows = [*(result.row for result in own), *(row for row in others if row["bench"] == kind.name)]
     ranked = table.ranked(rows) if kind.name == "parallel" else rows
-    return "\n".join([f"{kind.name}: {table.shown(ranked, kind.columns)}", *kind.last(machine, autos, own)])
+    columns = (*kind.columns, "beside") if others else kind.columns
+    return "\n".join([f"{kind.name}: {table.shown(ranked, columns)}", *kind.last(machine, autos, own)])
 
 
 def parser_of(kind: Kind) -> Parser:

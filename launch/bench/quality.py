@@ -44,6 +44,7 @@ def quality(argv: Sequence[str]) -> int:
     """Draws and compares; returns the exit code, 1 where a limit is not kept."""
     options = _parser().parse(argv)
     require(1 <= options.prompts <= MOST_PROMPTS, "prompts", options.prompts, f"1 to {MOST_PROMPTS}")
+    require(options.peers is None, "peers", options.peers, "nothing: pictures are compared with our own")
     prepare_process(1)
     options.repeats = min(options.prompts, SMOKE_PROMPTS) if options.smoke else options.prompts
     sweep = sweep_of(NAME, STANDARD, Namespace(**{**vars(options), "smoke": False}))

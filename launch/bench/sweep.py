@@ -82,6 +82,9 @@ def add_flags(parser: Parser, standard: Defaults) -> None:
     )
     model.value("transport", "NAME", ", ".join(TRANSPORTS), one_of(TRANSPORTS), "auto")
     model.value("memory_gib", "N", "measure as if only so much memory of each GPU were free", number)
+    model.other("--peers", metavar="NAME", nargs="+", help="measured, too, in turn with ours, on the same made-up "
+                "weights, in a checkout with PyTorch: eager, default, reduce-overhead, max-autotune (of diffusers), "
+                "xdit:dp2,sp2, ... (guidance split x Ulysses)")  # fmt: skip
     how = Flags(parser, "how it is measured")
     how.value("warm_ups", "N", "calls that do not count", whole, 3)
     how.value("repeats", "N", "calls that count, each with new text states and a new seed", whole, standard.repeats)

@@ -64,6 +64,7 @@ COLUMNS = {
     "peak": Column("peak GiB", _number("peak_gib", 2)),
     "reserved": Column("held GiB", _number("reserved_gib", 2)),
     "ratio": Column("to one card", lambda row: f"{row['to_one']:.2f}"),
+    "beside": Column("latents", lambda row: f"{row['latents_error']:.1e}" if "latents_error" in row else ""),
     "spread": Column(
         "spread", lambda row: f"{100 * row['spread']:.1f} %" + ("!" if row["spread"] > MOST_SPREAD else "")
     ),
@@ -77,7 +78,7 @@ def note(row: Row) -> str:
     """Returns why a row has no times."""
     if row.get("oom"):
         return "out of memory"
-    return f"failed: {row['failed']}" if "failed" in row else ""
+    return f"failed: {row['failed']}" if "failed" in row else ("again" if row.get("again") else "")
 
 
 def shown(rows: Sequence[Row], columns: Sequence[str], markdown: bool = False) -> str:

@@ -14,6 +14,7 @@ from paddle import Tensor
 from sd3par import device
 from sd3par.config import GenerationRequest
 from sd3par.inputs import Inputs, PromptEmbeds
+from sd3par.launch.bench.states import states
 from sd3par.pipeline import SD3Pipeline
 
 
@@ -38,21 +39,15 @@ def seconds(
 
 
 def embeds(pipe: SD3Pipeline, images: int, text_tokens: int, seed: int) -> PromptEmbeds:
-    """Returns text states [images, text_tokens, J] and [images, P] on the device, the same on every rank.
+    """Returns text states [images, text_tokens, J] and [images, P] on the device, the same on every rank."""
+    config, dtype = pipe.transformer.config, pipe.transformer.dtype
 
-    Those of an image are the first one's with tokens and numbers in another order: to draw all of them takes the host
-    longer than the device needs for the pictures.
-    """
-    config, draw = pipe.transformer.config, np.random.default_rng(seed)
+    def of_all(one: np.ndarray) -> Tensor:
+        first, axes = paddle.to_tensor(one).astype(dtype), list(range(one.ndim))
+        return paddle.stack([paddle.roll(first, [image] * one.ndim, axes) for image in range(images)])
 
-    def normal(*shape: int) -> Tensor:
-        first = paddle.to_tensor(draw.standard_normal(shape, dtype=np.float32)).astype(pipe.transformer.dtype)
-        return paddle.stack(
-            [paddle.roll(first, [image] * len(shape), list(range(len(shape)))) for image in range(images)]
-        )
-
-    tokens, pooled = (text_tokens, config.joint_attention_dim), (config.pooled_projection_dim,)
-    return PromptEmbeds(normal(*tokens), normal(*pooled), normal(*tokens), normal(*pooled))
+    found = states(seed, text_tokens, config.joint_attention_dim, config.pooled_projection_dim)
+    return PromptEmbeds(*map(of_all, found))
 
 
 def largest(pipe: SD3Pipeline, value: float) -> float:
