@@ -10,7 +10,8 @@ from pathlib import Path
 from sd3par.config import require
 from sd3par.errors import ConfigError
 from sd3par.launch import endings
-from sd3par.launch.bench.kinds import KINDS, measure
+from sd3par.launch.bench.compare import compare
+from sd3par.launch.bench.kinds import KINDS, measure, parser_of
 from sd3par.launch.bench.plot import plot
 from sd3par.launch.bench.profile import kernels
 from sd3par.launch.bench.quality import quality
@@ -49,14 +50,26 @@ def main(argv: Sequence[str]) -> int:
 
 def everything(argv: Sequence[str]) -> int:
     """Measures every kind with the same flags, or the lines of a plan; returns the exit code."""
-    about = f"Measures every kind of sweep ({', '.join(KINDS)}) in one run; takes their flags."
+    about = (
+        f"Measures every kind of sweep ({', '.join(KINDS)}) in one run, then a step's kernels; takes the sweeps' flags."
+    )
     parser = Parser(prog="sd3par bench all", usage="sd3par bench all [--plan FILE] [flags of kinds]", description=about)
     parser.add_argument("--plan", metavar="FILE", help="a text with a kind and its flags a line, instead of all kinds; "
                         "lines that begin with # are skipped; flags of the command count for all lines")  # fmt: skip
     options, words = parser.parse_known_args(list(argv))
     lines = [(name, list[str]()) for name in KINDS] if options.plan is None else plan(options.plan)
     command = shlex.join(["sd3par", "bench", "all", *argv])
-    return measure([(name, [*flags, *words]) for name, flags in lines], command)
+    code = measure([(name, [*flags, *words]) for name, flags in lines], command)
+    return code if options.plan is not None else max(code, kernels(_of_one(words)))
+
+
+def _of_one(words: Sequence[str]) -> list[str]:
+    """Returns of a sweep's flags those that `kernels` has, too."""
+    found = parser_of(KINDS[STANDARD]).parse(words)
+    values = {"model": (found.model or [None])[0], "random_weights": (found.random_weights or [None])[0],
+              "dtype": found.dtype[0], "device": found.device, "results": found.results, "json": found.json,
+              "commit": found.commit, "steps": 2 if found.smoke else None}  # fmt: skip
+    return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
 def plan(path: str) -> list[tuple[str, list[str]]]:
@@ -80,7 +93,8 @@ OTHERS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "kernels": ("where a step's time goes, kernel by kernel; --profile writes a trace", kernels),
     "quality": ("how far pictures are from those of one device: PSNR, SSIM, accuracy", quality),
     "startup": ("from the shell to a picture's file", startup),
-    "all": ("every kind above, in one run", everything),
+    "all": ("every sweep above in one run, or a plan of them", everything),
     "tables": ("the tables of results that were kept, again", tables),
+    "compare": ("whether two runs of the same cases agree", compare),
     "plot": ("plots of results that were kept, as PNG and SVG", plot),
 }

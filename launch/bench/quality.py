@@ -29,7 +29,7 @@ from sd3par.launch.report import table
 
 Row = dict[str, Any]
 NAME, MOST_PROMPTS, SMOKE_PROMPTS = "quality", 200, 2
-STANDARD = Defaults(mesh=("one",), engine=("eager",), what="pictures kept", repeats=1)
+STANDARD = Defaults(mesh=("auto",), what="pictures kept", repeats=1)
 ABOUT = """\
 Draws the same pictures in several ways, and compares each with those of one device, drawn with engine eager and the
 first dtype: PSNR in dB, SSIM, the largest difference in levels of 255, and the error of the latents relative to their

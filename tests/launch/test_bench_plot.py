@@ -102,6 +102,15 @@ def test_plots(results: Path, folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert (folder / "p" / "scaling.svg").read_text() == scaling  # nothing of the day it was drawn
 
 
+def test_two_runs_are_compared_by_ratios(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One card took 9 s and then 4 s, two 6 s and then 2.5 s: ratios of 0.667 and 0.625."""
+    words = ["bench", "compare", str(results), "--run", "old", "new", "--within"]
+    assert cli.main([*words, "7"]) == 0 and "agree within 7 %: at most 6.2 %" in capsys.readouterr().out
+    assert cli.main([*words, "6"]) == 1
+    assert "-6.2 %" in capsys.readouterr().out
+    assert cli.main(["bench", "compare", str(results), "--run", "old", "alone"]) == 2
+
+
 def test_nothing_to_plot(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     (folder / "one.jsonl").write_text(json.dumps(loop("a", "1", 1.0)) + "\n")
