@@ -156,7 +156,7 @@ def measure(compiled: Compiled, what: Draw, repeats: int) -> Iterator[dict[str, 
         row = {
             "height": what.px, "width": what.px, "images": what.images, "loop_s": loop,
             "step_ms": 1e3 * loop / what.steps, "first_s": drawn[0][1], "attention": attention, "repeats": repeats,
-            "spread": taken[int(0.9 * (repeats - 1))] / loop - 1,
+            "spread": taken[round(0.9 * (repeats - 1))] / loop - 1,
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0,
         }  # fmt: skip
         yield row

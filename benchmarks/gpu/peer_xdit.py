@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace, what: Draw, kept: dict[str, Any]) -> di
         taken = [timed(pipe, config, what, seed, kind)[1] for seed in range(WARM_UPS + options.repeats)]
         ordered = sorted(taken[WARM_UPS:])
         found[name] = statistics.median(ordered)
-        found.setdefault("spread", ordered[int(0.9 * (options.repeats - 1))] / found[name] - 1)
+        found.setdefault("spread", ordered[round(0.9 * (options.repeats - 1))] / found[name] - 1)
     peak = torch.tensor(torch.cuda.max_memory_allocated() / 2**30, device="cuda")
     dist.all_reduce(peak, op=dist.ReduceOp.MAX)
     drawn = getattr(timed(pipe, config, what, 0, "latent")[0], "images", None)
