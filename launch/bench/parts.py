@@ -43,28 +43,38 @@ class Measurer:
     def measure(self, case: Case) -> Row:
         """Returns times and memory of a case, those of the slowest and of the largest rank."""
         again, self._shape = case.shape == self._shape, case.shape
+        warm_ups = min(case.warm_ups, 1) if again else case.warm_ups
         begin = time.perf_counter()
         with self.pipe.watchdog.told_of_errors(), running_by(self.pipe, case.engine, again) as engine, paddle.no_grad():
             self._card.reset_peak_memory()
-            found = PARTS[case.what](self.pipe, case, min(case.warm_ups, 1) if again else case.warm_ups)
+            found = PARTS[case.what](self.pipe, case, warm_ups)
             peaks = [largest(self.pipe, bytes_ / _GIB - self._held_gib) for bytes_ in self._card.peak_memory()]
             engine = engine if engine == case.engine else self.pipe.engine  # what cannot be recorded makes it eager
         return {
             "engine": engine, "dtype": self.pipe.transformer.dtype,
-            "transport": self.pipe.transformer.routes.transport, **found, "warm_ups": case.warm_ups,
+            "transport": self.pipe.transformer.routes.transport, **found, "warm_ups": warm_ups,
             "peak_gib": peaks[0], "reserved_gib": peaks[1], "case_s": time.perf_counter() - begin,
         }  # fmt: skip
 
 
 def calls(pipe: SD3Pipeline, case: Case, warm_ups: int, call: Callable[[int], T]) -> list[T]:
-    """Returns what the calls that count gave, each with a seed of its own: fewer than wanted once `case_s` are over."""
-    begin, taken = time.perf_counter(), []
-    for seed in range(warm_ups + case.repeats):
-        over = case.case_s is not None and time.perf_counter() - begin > case.case_s
-        if seed > warm_ups and pipe.mesh.any(over):
+    """Returns what the calls that count gave, each with a seed of its own.
+
+    Once `case_s` are over no more warm up but the first, and no more count but one.
+    """
+    begin, taken = time.perf_counter(), list[T]()
+
+    def over() -> bool:
+        return pipe.mesh.any(case.case_s is not None and time.perf_counter() - begin > case.case_s)
+
+    for seed in range(warm_ups):
+        if seed == 0 or not over():
+            call(seed)
+    for seed in range(warm_ups, warm_ups + case.repeats):
+        if taken and over():
             break
         taken.append(call(seed))
-    return taken[warm_ups:]
+    return taken
 
 
 def pictures(pipe: SD3Pipeline, case: Case, warm_ups: int) -> Row:
