@@ -1,13 +1,15 @@
 """A process beside each rank, for the time when the rank can neither hear nor speak.
 
-A call that waits for the device with Python's lock held stops all of a process's threads, the watchdog's too: so does
-the replay of a CUDA graph whose predecessors fill the device's queue (H200, Paddle 3.3.1: a rank whose peer was killed
-stayed for ever). The guard hears nothing from its rank then, listens in its place, and ends it.
+A call that waits for the device with Python's lock held stops all threads of a process, the watchdog's too. Paddle's
+`CUDAGraph.replay`, `to_tensor` and `item` do (3.3.1), and a replay waits where others fill the device's queue: on H200
+a rank whose peer was killed in the loop still stood there a minute later. The guard hears nothing from its rank then,
+listens in its place, and ends it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -24,6 +26,8 @@ DEAF = 0.25  # of the time for which a rank may be silent: after so long without
 END_S = 15.0  # at most, for the end of a rank, which waits for ever for a device that does
 _BEAT, _REST, _END = b".", b"-", b"!"
 
+log = logging.getLogger(__name__)
+
 
 class Guard:
     """A rank's side of it.
@@ -38,12 +42,11 @@ class Guard:
         line = watch.line
         if line is None:
             return
-        packages = str(Path(__file__).resolve().parent.parent)
-        others = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE", "PYTHON"))}
-        self._process = subprocess.Popen(  # -S: nothing is installed that it needs
-            [sys.executable, "-S", "-m", "sd3par.guard"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            pass_fds=[line.number], env=others | {"PYTHONPATH": packages},
-        )  # fmt: skip
+        try:
+            self._process = _started(line)
+        except OSError as error:
+            log.warning("no guard beside this process: %s", error)
+            return
         peers = [[peer.rank, peer.address, peer.pid, peer.born] for peer in watch.peers]
         about = {"rank": rank, "pid": os.getpid(), "timeout_s": watch.timeout_s, "peers": peers, "line": line.number,
                  "key": line.key.hex()}  # fmt: skip
@@ -68,6 +71,15 @@ class Guard:
                 os.write(self._process.stdin.fileno(), data)
 
 
+def _started(line: Line) -> subprocess.Popen[bytes]:
+    """Starts the process, in a Python that reads nothing but its own library and this package; not as a rank."""
+    start = "import sys; sys.path.append(sys.argv[1]); from sd3par.guard import main; main()"
+    packages = str(Path(__file__).resolve().parent.parent)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE")}
+    return subprocess.Popen([sys.executable, "-I", "-S", "-c", start, packages], stdin=subprocess.PIPE,
+                            stdout=subprocess.DEVNULL, pass_fds=[line.number], env=environment)  # fmt: skip
+
+
 class _Ward:
     """The guard's side: the rank's process, what it last said, and when."""
 
@@ -85,10 +97,10 @@ class _Ward:
             signs = os.read(self._signs, 4096)
             self._last, self._heard = signs[-1:], time.monotonic()
             return bool(signs)
-        late_s = time.monotonic() - begin - wait_s
-        if late_s > self._deaf_s or Process.look(self.pid).stopped:  # the others see that it is stopped
+        late_s, process = time.monotonic() - begin - wait_s, Process.look(self.pid)
+        if late_s > self._deaf_s or process.stopped:  # the others see that it is stopped
             self._heard = time.monotonic()
-        return True
+        return not process.dead
 
     @property
     def deaf(self) -> bool:
@@ -157,7 +169,3 @@ def main() -> None:
         reason = guard(sys.stdin.fileno())
         if reason:
             sys.stderr.write(f"sd3par: error: {reason}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,9 +14,11 @@ from unittest import mock
 import numpy as np
 from paddle import Tensor
 
+from sd3par import graph
 from sd3par.config import ParallelConfig
 from sd3par.device import choose
 from sd3par.errors import OutOfMemory
+from sd3par.graph import StepGraphs
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
 from sd3par.pipeline import SD3Pipeline
@@ -88,13 +90,35 @@ def attempts(pipe: SD3Pipeline, want: np.ndarray) -> dict[str, Any]:
     return found
 
 
+def recording(pipe: SD3Pipeline, want: np.ndarray) -> list[Any]:
+    """Returns the same where memory does not suffice for a second graph on rank 1, nor for it alone."""
+    pipe.graphs = StepGraphs(choose("float32", "cpu"), must=True)
+    pipe(**SMALL)
+    works, tries = graph.CapturedGraph, []
+
+    def limited(*given: Any, **named: Any) -> Any:
+        tries.append(len(pipe.graphs._graphs))
+        if pipe.mesh.world.rank == 1:
+            raise MemoryError("the device is full")
+        return works(*given, **named)
+
+    with mock.patch.object(graph, "CapturedGraph", limited):
+        try:
+            pipe(**(SMALL | dict(height=128)))
+            error = "none"
+        except OutOfMemory as caught:
+            error = str(caught)
+    return [error, tries, bool((pipe(**SMALL).images == want).all())]
+
+
 def main() -> None:
     """Tests every mesh."""
     for name, parallel in MESHES.items():
         mesh = Mesh.from_env(parallel)
         pipe = SD3Pipeline.load(open_model("tiny"), choose("float32", "cpu"), mesh, parallel)
         want = pipe(**SMALL).images
-        print("RESULT", json.dumps({"mesh": name, "attempts": attempts(pipe, want)}), flush=True)
+        line = {"mesh": name, "attempts": attempts(pipe, want), "recording": recording(pipe, want)}
+        print("RESULT", json.dumps(line), flush=True)
     mesh.barrier()
 
 

@@ -21,18 +21,27 @@ ADVICE = "Smaller or fewer pictures take less, and so does each process of a lar
 
 
 @pytest.fixture(scope="module")
-def attempts() -> list[dict[str, Any]]:
-    """What each of two ranks has found on every mesh: mesh -> part -> [error, given back, next picture right]."""
+def found() -> list[dict[str, Any]]:
+    """What each of two ranks has found on every mesh."""
     lines = [[json.loads(line.split(maxsplit=1)[1]) for line in text.splitlines() if line.startswith("RESULT")]
              for text in run(2, "tests.memory_worker")]  # fmt: skip
-    return [{line["mesh"]: line["attempts"] for line in rank} for rank in lines]
+    return [{line["mesh"]: line for line in rank} for rank in lines]
 
 
 @pytest.mark.parametrize("part", LARGE)
 @pytest.mark.parametrize("mesh", MESHES)
-def test_all_say_which_rank_lacks_memory_and_go_on(attempts: list[dict[str, Any]], mesh: str, part: str) -> None:
+def test_all_say_which_rank_lacks_memory_and_go_on(found: list[dict[str, Any]], mesh: str, part: str) -> None:
+    """Each has tried twice, and given back what it had between."""
     said = f"out of memory while {part}: rank 1: 1.2 GB asked for on nvgpu:1, 700.5 MB free. {ADVICE}"
-    assert [rank[mesh][part] for rank in attempts] == 2 * [[said, 2, True]]
+    assert [rank[mesh]["attempts"][part] for rank in found] == 2 * [[said, 2, True]]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_all_record_or_none(found: list[dict[str, Any]], mesh: str) -> None:
+    """Beside the older graph, then without it."""
+    what = "recording a denoising step as a CUDA graph"
+    said = f"out of memory while {what}: rank 1: MemoryError: the device is full. {ADVICE}"
+    assert [rank[mesh]["recording"] for rank in found] == 2 * [[said, [1, 0], True]]
 
 
 class Two:
