@@ -29,6 +29,8 @@ POLL_S, _GRACE_S = 0.1, 6.0
 # What Paddle writes into every log, and nobody wants to read.
 _NOISE = re.compile(rb"=+( Modified FLAGS detected =+)?\s*$|FLAGS\(name=|[IW]\d{4} \d\d:\d\d")
 
+_WORDS = re.compile(r"^sd3par: error: \[rank (\d+)\] (.+)$", re.MULTILINE)
+
 
 def spawn(job: Job) -> int:
     """Renders a checked job on dp * mp * sp new processes of this machine; returns the exit code.
@@ -201,7 +203,17 @@ def failure(code: int, folder: Path) -> dict[str, Any]:
         [json.loads(path.read_text(encoding="ascii")) for path in sorted(folder.glob("ending.*.json"))]
     )
     reason = f"a process ended without saying why; exit code of Paddle's launcher: {code}"
-    return ending or {"rank": 0, "code": endings.RANK_FAILURE, "reason": reason}
+    return ending or last_words(folder / "log") or {"rank": 0, "code": endings.RANK_FAILURE, "reason": reason}
+
+
+def last_words(logs: Path) -> dict[str, Any] | None:
+    """Returns how a rank ended that could not say so itself, as its guard wrote into its log (sd3par/guard.py)."""
+    for file in sorted(logs.glob("workerlog.*")):
+        found = _WORDS.findall(file.read_text(encoding="utf-8", errors="replace"))
+        if found:
+            rank, reason = found[-1]
+            return {"rank": int(rank), "code": endings.RANK_FAILURE, "reason": reason}
+    return None
 
 
 def first_cause(found: list[dict[str, Any]]) -> dict[str, Any] | None:

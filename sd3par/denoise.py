@@ -58,11 +58,11 @@ class Denoiser:
         self.grid = (size[0] // self.patch, size[1] // self.patch)
         self.pooled = text.pooled.astype(model.dtype)
         self.timesteps = paddle.to_tensor(np.repeat(plan.timesteps[:, None], self.pooled.shape[0], axis=1))  # [N, R]
+        self.deltas = paddle.to_tensor(np.diff(plan.sigmas))  # [N] fp32
         self.window = self._window()
         first = self.timesteps[: self.window]
         context = text.context.astype(model.dtype)
         self.conditions: Conditions = model.prepare(context, self.pooled, first, self.grid, call)
-        self.deltas = paddle.to_tensor(np.diff(plan.sigmas))  # [N] fp32
 
     def _window(self) -> int:
         """Returns how many steps' modulations are held at a time: all of them, in nearly every request."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.distributed import stream
@@ -30,6 +33,17 @@ class Axis:
     group: Any = None
 
 
+@dataclass(eq=False)
+class Rehearsal:
+    """Whether this process goes through its work by itself now; one for all copies of a mesh.
+
+    kept: what is made for that time only, by who made it.
+    """
+
+    on: bool = False
+    kept: dict[object, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Mesh:
     """The processes that render together; `rank = (dp.rank * sp.size + sp.rank) * mp.size + mp.rank`.
@@ -45,6 +59,7 @@ class Mesh:
     world: Axis = Axis()
     host: str = "127.0.0.1"
     transport: str = "auto"
+    rehearsal: Rehearsal = field(default_factory=Rehearsal, compare=False, repr=False)
 
     @classmethod
     def single(cls) -> Mesh:
@@ -62,13 +77,29 @@ class Mesh:
         check_world(parallel, world_size())
         return cls.single() if world_size() == 1 else _connect(parallel, int(os.environ.get("PADDLE_TRAINER_ID", "0")))
 
+    @property
+    def alone(self) -> bool:
+        """Whether this process goes through its work by itself now: nothing is sent, and what comes means nothing."""
+        return self.rehearsal.on
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Within it this process is `alone`, and takes the same memory as with the others; no collective itself."""
+        self.rehearsal.on = True
+        try:
+            yield
+        finally:
+            self.rehearsal.on = False
+            self.rehearsal.kept.clear()
+
     def all_reduce(self, axis: Axis, x: Tensor) -> Tensor:
         """Returns the sum of `x: [...]` over the axis, in the memory of `x` where that is possible: use x no more."""
         if axis.size == 1:
             return x
         total = _wide(x).contiguous()
         if paddle.in_dynamic_mode():
-            stream.all_reduce(total, group=axis.group, use_calc_stream=_on_stream(total))
+            if not self.alone:
+                stream.all_reduce(total, group=axis.group, use_calc_stream=_on_stream(total))
         else:  # the functional form: the in-place one is lost when a program is exported (reference: Paddle 3.3.1)
             total = paddle._C_ops.all_reduce(total, axis.group.id, 0)
         return _like(total, x)
@@ -81,7 +112,8 @@ class Mesh:
         if not paddle.in_dynamic_mode():
             return paddle._C_ops.all_gather(own, axis.group.id, axis.size)
         parts = paddle.empty([axis.size, *x.shape], dtype=x.dtype)
-        stream.all_gather(parts, own, group=axis.group, use_calc_stream=_on_stream(own))
+        if not self.alone:
+            stream.all_gather(parts, own, group=axis.group, use_calc_stream=_on_stream(own))
         return parts
 
     def all_to_all(self, axis: Axis, x: Tensor) -> Tensor:
@@ -99,7 +131,8 @@ class Mesh:
         if not paddle.in_dynamic_mode():
             return paddle._C_ops.all_to_all(x, axis.group.id)
         parts = paddle.empty(x.shape, dtype=x.dtype)
-        stream.alltoall(parts, x, group=axis.group, use_calc_stream=True)
+        if not self.alone:
+            stream.alltoall(parts, x, group=axis.group, use_calc_stream=True)
         return parts
 
     def _warm_up(self) -> None:
@@ -119,6 +152,14 @@ class Mesh:
             return flag
         # Neither full nor numpy holds the interpreter while the device works: the watchdog goes on.
         return bool(self.all_reduce(self.world, paddle.full([1], float(flag))).numpy()[0] > 0)
+
+    def texts(self, text: str) -> list[str]:
+        """Returns the text of each process, in order: printable ASCII, 400 characters of it."""
+        if self.world.size == 1:
+            return [text]
+        mine = np.frombuffer(text.encode("ascii", "replace")[:400].ljust(400), np.uint8).astype(np.int32)
+        every = self.all_gather(self.world, paddle.to_tensor(mine)).numpy().astype(np.uint8)
+        return [row.tobytes().decode("ascii").rstrip() for row in every]
 
     def meet(self, where: str) -> None:
         """Waits until every process has come to `where`, for up to `MEET_TIMEOUT_S`: ranks load at different speeds.

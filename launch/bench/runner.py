@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sd3par.launch import endings, record
+from sd3par.errors import is_out_of_memory
+from sd3par.launch import record
 from sd3par.launch.bench.case import Case, Group, name_of
 from sd3par.launch.bench.rank import JOB, ROWS
 from sd3par.launch.bench.sweep import PLAIN
@@ -165,7 +166,7 @@ def _processes(
     if reason is None:
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    return Ending(f"{reason}; logs: {folder}", news.loaded, endings.is_out_of_memory(reason))
+    return Ending(f"{reason}; logs: {folder}", news.loaded, is_out_of_memory(reason))
 
 
 def start(machine: Machine, group: Group, folder: Path) -> list[str]:
