@@ -136,7 +136,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def linears(products: list[Product], gelu: bool = False) -> list[Tensor]:
     """Products of streams, x: [R, T, K] each -> [R, T, N] each, or their GELU; two small ones in one launch."""
     if worth_a_pair(products):
-        return linear_pair(products, gelu)
+        return linear_pair_triton(products, gelu)
     return [(linear_gelu if gelu else linear)(*one) for one in products]
 
 
