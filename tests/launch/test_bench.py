@@ -22,6 +22,7 @@ from sd3par.errors import ConfigError
 from sd3par.launch import cli, spawn
 from sd3par.launch.bench import runner
 from sd3par.launch.bench.case import Case, mesh_of, name_of, size_of
+from sd3par.launch.bench.command import OTHERS
 from sd3par.launch.bench.kinds import KINDS, parser_of
 from sd3par.launch.bench.rank import JOB, ROWS
 from sd3par.launch.bench.sweep import Sweep, sweep_of
@@ -149,10 +150,14 @@ def test_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("sd3par: error: bench: got other; allowed: parallel, batch, ")
     for words in ([], ["--help"]):
         assert cli.main(["bench", *words]) == 0
-        assert all(f"  {name} " in capsys.readouterr().out for name in ("throughput",))
+        out = capsys.readouterr().out
+        assert all(f"  {name} " in out for name in [*KINDS, *OTHERS])
     for name in KINDS:
         assert cli.main(["bench", name, "--help"]) == 0
         assert f"{name}.jsonl" in capsys.readouterr().out
+    for name in OTHERS:
+        assert cli.main(["bench", name, "--help"]) == 0
+        assert f"sd3par bench {name}" in capsys.readouterr().out
 
 
 class Processes:
