@@ -61,6 +61,10 @@ COLUMNS = {
     "encode_p90": Column("p90", _number("encode_p90_s", 4)),
     "images_s": Column("images/s", _number("images_per_s", 3)),
     "each": Column("images/s a card", _number("images_per_s_per_gpu", 3)),
+    # Cases of other numbers of steps may be compared by it, as those of many pictures with --few_steps.
+    "work": Column(
+        "images x steps/s a card", lambda row: f"{row['images'] * row['steps'] / row['loop_s'] / row['world']:.1f}"
+    ),
     "peak": Column("peak GiB", _number("peak_gib", 2)),
     "reserved": Column("held GiB", _number("reserved_gib", 2)),
     "ratio": Column("to one card", lambda row: f"{row['to_one']:.2f}"),
