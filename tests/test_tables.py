@@ -12,14 +12,15 @@ from benchmarks import tables
 def row(**values: Any) -> dict[str, Any]:
     return {
         "run_id": "a", "when": "1", "bench": "trials", "who": "sd3par", "model": "m", "engine": "graph", "dp": 1,
-        "mp": 1, "sp": 1, "world": 1, "height": 512, "width": 512, "images": 1, "steps": 50, "guidance": 7.0, "text_tokens": 154,
-        "loop_s": 0.5, "image_s": 0.6, "step_ms": 10.0, "peak_gib": 4.0, "spread": 0.0, "repeats": 2,
-        "loops_s": [0.5, 0.4], **values,
+        "mp": 1, "sp": 1, "world": 1, "height": 512, "width": 512, "images": 1, "steps": 50, "guidance": 7.0,
+        "text_tokens": 154, "loop_s": 0.5, "image_s": 0.6, "step_ms": 10.0, "peak_gib": 4.0, "spread": 0.0,
+        "repeats": 2, "loops_s": [0.5, 0.4], **values,
     }  # fmt: skip
 
 
 ROWS = [
-    row(loop_s=0.9), row(text_tokens=333, loop_s=0.1), row(when="2", run_id="b"), row(when="2", run_id="b", engine="plain", loop_s=2.0, loops_s=[2.0]),
+    row(loop_s=0.9), row(text_tokens=333, loop_s=0.1), row(when="2", run_id="b"),
+    row(when="2", run_id="b", engine="plain", loop_s=2.0, loops_s=[2.0]),
     row(when="2", run_id="b", bench="parallel", dp=2, world=2, loop_s=0.25),
 ]  # fmt: skip
 
