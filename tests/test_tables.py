@@ -31,7 +31,7 @@ def cells(text: str) -> list[list[str]]:
 
 def test_ours_beside_theirs() -> None:
     _, _, *lines = cells(tables.beside(ROWS, 512, 50, tables.A100))
-    assert lines[0] == ["Paddle Inference", "1.2", "one, graph", "0.600", "0.500", "10.0", "4.0", "1.00", "b"]
+    assert lines[0] == ["Paddle Inference", "1.2", "one, graph", "0.600", "0.500", "10.0", "4.0", "1.00", "0.0 %?", "b"]
     assert lines[1][:5] == ["Paddle dygraph", "4.202", "one, plain", "0.600", "2.000"] and lines[1][7] == "0.25"
     assert lines[2][2:4] == ["sp2, graph", "not run"]
     _, _, *lines = cells(tables.beside([{**one, "height": 1024, "width": 1024, "steps": 20} for one in ROWS], 1024, 20,

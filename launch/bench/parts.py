@@ -27,8 +27,8 @@ from sd3par.text.request import encode_request
 Row = dict[str, Any]
 T = TypeVar("T")
 _GIB = 1 << 30
-# Calls of a shape before one counts where anything is recorded: the last but one records autoencoder and constants, and
-# gives idle memory back, which the last asks for again (on two H200s a call took 45 to 95 ms longer for it).
+# Calls of a shape before one counts where anything is recorded. The last but one records autoencoder and constants; on
+# two H200s the one behind it took 45 to 95 ms longer, too: recording gives idle memory back, which it asks for again.
 RECORDED = EAGER_CALLS + 2
 
 

@@ -104,8 +104,10 @@ def shown(rows: Sequence[Row], columns: Sequence[str], markdown: bool = False) -
     names = [*differing, *(name for name in filled if name not in differing), *notes]
     cells = [tuple(COLUMNS[name].head for name in names)]
     cells += [tuple(COLUMNS[name].of(row) for name in names) for row in rows]
-    lines = [title(rows, differing, columns), as_markdown(cells) if markdown else table(cells), *warning(rows)]
-    return "\n".join(["\n".join(lines[:1]), *([""] if markdown else []), *lines[1:]])
+    head = title(rows, differing, columns)
+    if markdown:
+        return "\n\n".join([head, as_markdown(cells), *warning(rows)])
+    return "\n".join([head, table(cells), *warning(rows)])
 
 
 def _has(row: Row, name: str) -> bool:
@@ -157,8 +159,9 @@ def warning(rows: Sequence[Row]) -> list[str]:
     lines = []
     wide = [row["spread"] for row in rows if row.get("spread", 0.0) > MOST_SPREAD]
     if wide:
-        lines.append(f"warning: repeats of {len(wide)} of {len(rows)} rows (!) spread by more than "
-                     f"{100 * MOST_SPREAD:g} %, at most {100 * max(wide):.0f} %: their ratios do not hold; is the machine busy?")  # fmt: skip
+        share, worst = f"{len(wide)} of {len(rows)} rows (!)", 100 * max(wide)
+        lines.append(f"warning: repeats of {share} spread by more than {100 * MOST_SPREAD:g} %, at most {worst:.0f} %: "
+                     "their ratios do not hold; is the machine busy?")  # fmt: skip
     few = sum(row.get("repeats", FEW) < FEW for row in rows)
     if few:
         lines.append(f"warning: {few} of {len(rows)} rows (?) have fewer than {FEW} repeats: their spread says little")
