@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS
-from sd3par.launch.bench import table
+from sd3par.launch.bench import compare, table
 from sd3par.launch.bench.case import name_of
 from sd3par.launch.bench.kinds import KINDS
 from sd3par.launch.bench.results import newest, read
@@ -76,11 +76,29 @@ def trials(rows: Sequence[Row]) -> str:
     return f"{table.title(found, ['engine'], [])}\n\n{table.as_markdown(cells)}"
 
 
+def agreement(rows: Sequence[Row]) -> str:
+    """Returns the newest two runs of meshes that have two cases in common, beside each other."""
+    runs = {run: {compare.case_of(row): row for row in found if table.time_of(row)} for (run,), found in
+            newest([row for row in rows if row["bench"] == "parallel"], "run_id").items()}  # fmt: skip
+    names = list(runs)[::-1]
+    pairs = [(first, second) for at, second in enumerate(names) for first in names[at + 1 :]]
+    for first, second in pairs:
+        common = [case for case in runs[first] if case in runs[second]]
+        if len(common) > 1:
+            lines = compare.ratios(*([runs[run][case] for case in common] for run in (first, second)))
+            cells: list[tuple[str, ...]] = [("case", f"{first}: s", f"{second}: s", "ratio", "ratio", "differ by")]
+            cells += [(name, f"{a:.4f}", f"{b:.4f}", f"{x:.3f}", f"{y:.3f}", f"{100 * by:+.1f} %")
+                      for name, a, b, x, y, by in lines]  # fmt: skip
+            return f"`--run {first} {second}`, on two machines:\n\n{table.as_markdown(cells)}"
+    return MISSING
+
+
 def page(results: Path) -> str:
     """Returns the whole page."""
     rows = read([str(results)])
     text = (HERE / "tables_text.md").read_text(encoding="utf-8")
-    values = {"A100": beside(rows, 512, 50, A100), "A800": beside(rows, 1024, 20, A800), "TRIALS": trials(rows)}
+    values = {"A100": beside(rows, 512, 50, A100), "A800": beside(rows, 1024, 20, A800), "TRIALS": trials(rows),
+              "AGREEMENT": agreement(rows)}  # fmt: skip
     values |= {name.upper(): kind(rows, name) for name in KINDS if name != "trials"}
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", value)

@@ -44,6 +44,16 @@ def test_trials() -> None:
     assert tables.trials([]) == tables.MISSING
 
 
+def test_runs_that_have_cases_in_common_are_compared() -> None:
+    dp2 = {"bench": "parallel", "dp": 2, "world": 2}
+    rows = [row(bench="parallel", when="1"), row(**dp2, loop_s=0.25), row(run_id="b", bench="parallel", loop_s=0.4),
+            row(run_id="b", **dp2, loop_s=0.22), row(run_id="c", bench="parallel", loop_s=0.3)]  # fmt: skip
+    text = tables.agreement(rows)
+    assert text.startswith("`--run a b`")  # c has one case
+    assert [line[3:] for line in cells(text)[2:]] == [["1.000", "1.000", "+0.0 %"], ["0.500", "0.550", "+10.0 %"]]
+    assert tables.agreement(rows[:2]) == tables.MISSING
+
+
 def test_page_is_filled_in(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in ROWS))
     page = tables.page(tmp_path)
