@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 LIBRARY, KERNELS = "libsd3par_operators.so", "sd3par_kernels.bin"
 SOURCE = Path(__file__).resolve().parent / "src"
 _FLAGS = (
-    "-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=hidden", "-DPADDLE_NO_PYTHON",
-    "-DPADDLE_ON_INFERENCE", "-DPADDLE_WITH_CUSTOM_DEVICE",
+    "-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-DPADDLE_NO_PYTHON", "-DPADDLE_ON_INFERENCE",
+    "-DPADDLE_WITH_CUSTOM_DEVICE",
 )  # fmt: skip
 # Paddle's statics point into it when the process ends: it stays in memory.
 _LINKED = ("-Wl,-z,nodelete", "-l:libpaddle.so", "-l:libphi_core.so", "-l:libcommon.so", "-ldl")

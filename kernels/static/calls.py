@@ -88,3 +88,24 @@ def guidance_euler(latents: Tensor, uncond: Tensor | None, cond: Tensor, guidanc
 def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
     """`kernels.linear` or `kernels.linear_gelu` of x: [..., in]: Paddle's own operator, which cuBLASLt runs."""
     return paddle._C_ops.fused_gemm_epilogue(x, weight, bias, False, False, "gelu" if gelu else "none")[0]
+
+
+def all_reduce(x: Tensor, ring: int) -> Tensor:
+    """Returns the sum of x: [...] over the ranks of the group of number `ring`."""
+    return _operator("all_reduce", x, ring)[0]
+
+
+def all_reduce_two(x: Tensor, y: Tensor, ring: int) -> tuple[Tensor, Tensor]:
+    """Returns both tensors' sums over the ranks of a group, made at once."""
+    first, second = _operator("all_reduce_2", x, y, ring)
+    return first, second
+
+
+def all_gather(x: Tensor, ring: int, size: int) -> Tensor:
+    """Returns x: [...] of all `size` ranks of a group, [size, ...]."""
+    return _operator("all_gather", x, ring, size)[0]
+
+
+def all_to_all(x: Tensor, ring: int) -> Tensor:
+    """x: [size, ...], part j for rank j of a group -> what each of them has for this rank, [size, ...]."""
+    return _operator("all_to_all", x, ring)[0]

@@ -21,17 +21,15 @@ int Guarded(char* why, std::size_t size, Body body) {
 
 }  // namespace
 
-#define PUBLIC __attribute__((visibility("default")))
-
 extern "C" {
 
 // Kernels of this file are found from now on.
-PUBLIC int sd3par_open_kernels(const char* path, char* why, std::size_t size) {
+int sd3par_open_kernels(const char* path, char* why, std::size_t size) {
   return Guarded(why, size, [&] { sd3par::OpenKernels(path); });
 }
 
 // architecture: 90 for 9.0.
-PUBLIC int sd3par_has_kernels(int architecture, int* has, char* why, std::size_t size) {
+int sd3par_has_kernels(int architecture, int* has, char* why, std::size_t size) {
   return Guarded(why, size, [&] { *has = sd3par::HasKernelsFor(architecture); });
 }
 

@@ -132,6 +132,8 @@ class Packed {
   std::vector<void*> pointers_;
 };
 
+}  // namespace
+
 Stream StreamOf(const Tensor& x) {
   auto place = x.place();
 #if defined(PADDLE_WITH_CUDA)
@@ -142,8 +144,6 @@ Stream StreamOf(const Tensor& x) {
   }
   return static_cast<phi::CustomContext*>(phi::DeviceContextPool::Instance().Get(place))->stream();
 }
-
-}  // namespace
 
 Gpu::Gpu(const Tensor& like) : device_(like.place().GetDeviceId()), stream_(StreamOf(like)) {
   const auto& properties = PropertiesOf(device_);

@@ -16,10 +16,12 @@ using Shape = std::vector<std::int64_t>;
 using MaybeShape = paddle::optional<Shape>;
 using MaybeType = paddle::optional<DataType>;
 
-// A GPU and Paddle's stream on it.
+// Paddle's stream where a tensor lies; throws where that is no GPU.
+Stream StreamOf(const Tensor& x);
+
+// A GPU and that stream.
 class Gpu {
  public:
-  // That of a tensor; throws where it lies on no GPU.
   explicit Gpu(const Tensor& like);
 
   int device() const { return device_; }

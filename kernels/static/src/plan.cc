@@ -50,7 +50,7 @@ std::int64_t ProgramsOf(const Plan& plan, std::int64_t tiles, std::int64_t progr
 }  // namespace sd3par
 
 // For tests, which compare it with Python's. found: whole, share, span, programs with something to do.
-extern "C" __attribute__((visibility("default"))) void sd3par_planned(std::int64_t tiles, std::int64_t blocks, std::int64_t programs, std::int64_t* found) {
+extern "C" void sd3par_planned(std::int64_t tiles, std::int64_t blocks, std::int64_t programs, std::int64_t* found) {
   auto plan = sd3par::Planned(tiles, blocks, programs);
   found[0] = plan.whole;
   found[1] = plan.share;
