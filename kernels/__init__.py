@@ -101,6 +101,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, ha
 
     With a halo x is [B, H + 2, W, C], one line more above and below, and none is made up.
     """
+    if not halo and traced(x) and calls.convolves(x):
+        return calls.conv3x3(x, weight, bias, residual)
     if takes(x) and conv_fits(x):
         return conv3x3_triton(x, weight, bias, residual, halo=halo)
     return conv3x3_reference(x, weight, bias, residual, halo)
@@ -111,6 +113,8 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, halo: bool = False
 
     With a halo x is [B, H + 2, W, C].
     """
+    if not halo and traced(x) and calls.convolves(x):
+        return calls.upsample_conv3x3(x, weight, bias)
     if takes(x) and conv_fits(x):
         return upsample_conv3x3_triton(x, weight, bias, halo=halo)
     return upsample_conv3x3_reference(x, weight, bias, halo)
@@ -234,6 +238,8 @@ def guidance_euler(
 
 def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, silu: bool) -> Tensor:
     """x: [B, H, W, C], weight and bias: [C] -> the norm over each of `groups` runs of channels, or its SiLU."""
+    if traced(x) and calls.norms(x, groups):
+        return calls.group_norm_silu(x, groups, weight, bias, epsilon, silu)
     if takes(x) and group_norm_fits(x, groups):
         return group_norm_silu_triton(x, groups, weight, bias, epsilon, silu)
     return group_norm_silu_reference(x, groups, weight, bias, epsilon, silu)

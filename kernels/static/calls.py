@@ -13,6 +13,8 @@ from paddle import Tensor
 
 from sd3par.config import require
 from sd3par.kernels.adaln import Stream
+from sd3par.kernels.group_norm_silu import MAX_CHANNELS
+from sd3par.kernels.runtime import next_power_of_2
 from sd3par.kernels.static import origin
 
 _NONE = (-1, -1)  # the line of a vector that is not there
@@ -88,6 +90,33 @@ def guidance_euler(latents: Tensor, uncond: Tensor | None, cond: Tensor, guidanc
 def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
     """`kernels.linear` or `kernels.linear_gelu` of x: [..., in]: Paddle's own operator, which cuBLASLt runs."""
     return paddle._C_ops.fused_gemm_epilogue(x, weight, bias, False, False, "gelu" if gelu else "none")[0]
+
+
+def convolves(x: Tensor) -> bool:
+    """Returns whether the kernel can cut x: [B, H, W, C]."""
+    channels = x.shape[-1]
+    return channels in (16, 32) or channels % 64 == 0
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+    """`kernels.conv3x3` of a map x: [B, H, W, C] without a halo."""
+    return _operator("conv3x3", x, weight, bias, residual)[0]
+
+
+def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`kernels.upsample_conv3x3` of a map x: [B, H, W, C] without a halo."""
+    return _operator("upsample_conv3x3", x, weight, bias)[0]
+
+
+def norms(x: Tensor, groups: int) -> bool:
+    """Returns whether the kernels can cut x: [B, H, W, C]."""
+    channels = x.shape[-1]
+    return channels == next_power_of_2(channels) <= MAX_CHANNELS and channels % groups == 0
+
+
+def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, silu: bool) -> Tensor:
+    """`kernels.group_norm_silu` of a map x: [B, H, W, C]."""
+    return _operator("group_norm_silu", x, weight, bias, groups, epsilon, silu)[0]
 
 
 def all_reduce(x: Tensor, ring: int) -> Tensor:

@@ -63,7 +63,7 @@ def read(text: str) -> Order:
     """Returns the order of a JSON object."""
     given = json.loads(text)
     model = parse_config(ModelConfig, given["model"], "model")
-    maps = None if given["maps"] is None else Maps(*given["maps"])
+    maps = given["maps"] and Maps(*(tuple(one) if isinstance(one, list) else one for one in given["maps"]))
     return Order(given["dtype"], tuple(given["architectures"]), model, tuple(given["heads"]), maps)
 
 

@@ -15,10 +15,13 @@ from sd3par.config import ModelConfig
 from sd3par.kernels.adaln import Stream, adaln_triton
 from sd3par.kernels.attention import attention_triton
 from sd3par.kernels.attention_hopper import HEAD_DIM, attention_hopper
+from sd3par.kernels.conv import conv3x3_triton, upsample_conv3x3_triton
 from sd3par.kernels.gated_sum import gated_sum_triton
+from sd3par.kernels.group_norm_silu import PARTS, TILE, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_triton
 from sd3par.kernels.patch_embed import patch_embed_triton
 from sd3par.kernels.qkv import split_heads_triton
+from sd3par.kernels.runtime import next_power_of_2
 
 _IMAGE, _TEXT = 37, 53  # tokens
 _ROWS = 2
@@ -27,12 +30,14 @@ _ROWS = 2
 class Maps(NamedTuple):
     """An autoencoder's maps, as its kernels know them.
 
-    groups: of its norms; epsilon: of the same; channels: of all maps that convolutions take or give.
+    groups: of its norms; epsilon: of the same; channels: of all maps that convolutions take; outputs: of those maps that
+    they give and do not take, pictures.
     """
 
     groups: int
     epsilon: float
     channels: tuple[int, ...]
+    outputs: tuple[int, ...]
 
 
 class Order(NamedTuple):
@@ -52,6 +57,8 @@ def call_all(order: Order, architecture: int) -> None:
     for heads in order.heads:
         _call_attention(model, heads, architecture, zeros)
     _call_ends(model, zeros)
+    if order.maps is not None and min(order.architectures) >= 90:  # else maps are not channels-last
+        _call_maps(order.maps, zeros)
 
 
 def _call_norms(model: ModelConfig, zeros: partial[paddle.Tensor]) -> None:
@@ -93,3 +100,35 @@ def _call_ends(model: ModelConfig, zeros: partial[paddle.Tensor]) -> None:
     prediction, number = zeros([2, _IMAGE, features]), paddle.zeros([3])[1]  # of any address
     for uncond in (None, prediction):
         guidance_euler_triton(latents, uncond, prediction, number, number)
+
+
+def _call_maps(maps: Maps, zeros: partial[paddle.Tensor]) -> None:
+    """Convolutions of all pairs of channels, on small maps and on large ones, and norms."""
+    for channels in maps.channels:
+        for outputs in (*maps.channels, *maps.outputs):
+            _call_convolutions(channels, outputs, zeros)
+        fits = channels == next_power_of_2(channels) and channels % maps.groups == 0
+        if fits:
+            _call_map_norms(channels, maps, zeros)
+
+
+def _call_map_norms(channels: int, maps: Maps, zeros: partial[paddle.Tensor]) -> None:
+    """With statistics of any number of parts; kernels merge a power of two of them."""
+    rows, vector = max(TILE // channels, 1), zeros([channels])
+    for power in range(PARTS.bit_length()):
+        parts = max((1 << power) - 3, power + 1)  # nothing divides it
+        x = zeros([1, parts * rows + 1, 1, channels])
+        for silu in (False, True) if power == 5 else (True,):
+            group_norm_silu_triton(x, maps.groups, vector, vector, maps.epsilon, silu, parts=parts)
+
+
+def _call_convolutions(channels: int, outputs: int, zeros: partial[paddle.Tensor]) -> None:
+    """From `channels` to `outputs`, plain, with a residual, and enlarging."""
+    if not (channels in (16, 32) or channels % 64 == 0):
+        return
+    weight, folded = zeros([outputs, 3, 3, channels]), zeros([4, outputs, 2, 2, channels])
+    for height, width in ((3, 33), (103, 129)):  # for small tiles, and for large ones
+        x, bias = zeros([1, height, width, channels]), zeros([outputs])
+        conv3x3_triton(x, weight, bias, None)
+        conv3x3_triton(x, weight, bias, zeros([1, height, width, outputs]))
+        upsample_conv3x3_triton(x, folded, bias)

@@ -31,7 +31,7 @@ from sd3par.kernels import static
 from sd3par.mesh import Mesh
 from sd3par.mmdit import Conditions, Layout, MMDiT
 from sd3par.plan import tokens_for
-from tests.static.operator_cases import CASES, MODEL, SIZES, inputs, save
+from tests.static.operator_cases import CASES, MAPS, MODEL, SIZES, inputs, save
 
 REPEATS = 30
 STEP_SIZES = SIZES[:3]
@@ -180,7 +180,7 @@ def write(folder: Path, dtype: str, layers: int, parts: list[str], architecture:
             traced = paddle.jit.to_static(step, full_graph=True, input_spec=step_specs(step.model, dtype))
             paddle.jit.save(traced, str(folder / "step"))
     if not (folder / "sd3par_kernels.bin").exists():
-        static.write_operators(folder, dtype, [architecture], MODEL)
+        static.write_operators(folder, dtype, [architecture], MODEL, maps=MAPS)
 
 
 def main() -> int:

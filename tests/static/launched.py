@@ -20,11 +20,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 import sd3par
 from sd3par.kernels import runtime, static
-from sd3par.kernels.static import library
+from sd3par.kernels.static import library, table
 from sd3par.kernels.static.compile import driver
-from tests.static.operator_cases import CASES, MODEL, SIZES, Case, inputs, save
+from tests.static.operator_cases import CASES, MAPS, MODEL, SIZES, Case, inputs, save
 
 DTYPE = "bfloat16"
+ADDRESS = 1 << 40  # from here on, numbers are addresses
 WIDTHS = {"p": 8, "i32": 4, "i64": 8}
 
 
@@ -42,6 +43,7 @@ class Launch(NamedTuple):
     """What was launched, on which grid, with which values: None, numbers, ("at", what lies there), or parts of a map."""
 
     name: str
+    constants: str
     grid: tuple[int, ...]
     threads: int
     shared: int
@@ -73,6 +75,10 @@ def without_code(file: Path) -> list[Kernel]:
     return kernels
 
 
+def constants_of(source: Any) -> str:
+    return ",".join(f"{name}={value}" for name, value in sorted(table._constants(source))) or "-"
+
+
 class Memory:
     """What lies where: inputs and results of a call, by name."""
 
@@ -98,6 +104,8 @@ def eager_values(source: Any, arguments: tuple[object, ...], memory: Memory) -> 
                 walk(inner)
         elif isinstance(one, Tensor):
             found.append(memory.at(one.data_ptr()))
+        elif isinstance(one, int) and one >= ADDRESS:  # of a launch from memory
+            found.append(memory.at(one))
         elif isinstance(one, TensorDescriptor) or hasattr(one, "block_shape"):
             size = one.base.element_size()
             strides = [stride * size for stride in one.strides[:-1]]
@@ -178,14 +186,14 @@ def compare(case: Case, sizes: dict[str, int], program: Any, kernels: list[Kerne
         kernel = kernels[int(number)]
         bytes_ = [bytes.fromhex(one) for one in values]
         grid = (int(x), int(y), int(z))
-        found.append(Launch(kernel.name, grid, int(threads), int(shared), program_values(kernel.leaves, bytes_, memory)))
+        found.append(Launch(kernel.name, kernel.constants, grid, int(threads), int(shared), program_values(kernel.leaves, bytes_, memory)))
     launches.clear()
     results = case.function(*given)
     memory = Memory()
     memory.name(given, "input")
     memory.name(results, "result")
     wanted = [
-        Launch(source.fn.__name__, tuple(grid), 32 * metadata.num_warps, metadata.shared, eager_values(source, arguments, memory))
+        Launch(source.fn.__name__, constants_of(source), tuple(grid), 32 * metadata.num_warps, metadata.shared, eager_values(source, arguments, memory))
         for source, metadata, grid, arguments in launches
     ]
     shapes = [x.shape for x in made], [x.shape for x in results]
@@ -194,7 +202,7 @@ def compare(case: Case, sizes: dict[str, int], program: Any, kernels: list[Kerne
     if len(found) != len(wanted):
         return f"{len(found)} launches for {len(wanted)}: {found} {wanted}"
     for one, other in zip(found, wanted, strict=True):
-        if one[:4] != other[:4] or len(one.values) != len(other.values):
+        if one[:5] != other[:5] or len(one.values) != len(other.values):
             return f"{one} for {other}"
         wrong = [(i, a, b) for i, (a, b) in enumerate(zip(one.values, other.values, strict=True)) if not alike(a, b)]
         if wrong:
@@ -209,7 +217,7 @@ def main() -> None:
     with static.tracing(DTYPE, [90]):
         for number, case in enumerate(CASES):
             save(case, folder / f"case{number}", DTYPE)
-    static.write_operators(folder, DTYPE, [90], MODEL)
+    static.write_operators(folder, DTYPE, [90], MODEL, maps=MAPS)
     kernels = without_code(folder / "sd3par_kernels.bin")
     library.open_kernels(folder / "sd3par_kernels.bin")
     paddle.set_device("nvgpu:0")
@@ -217,12 +225,14 @@ def main() -> None:
     runtime._driver = lambda: noting(launches)
     runtime._activate()
     found: dict[str, str] = {}
+    counts: dict[str, int] = {}
     for number, case in enumerate(CASES):
         program = paddle.jit.load(str(folder / f"case{number}"))
         program.eval()
         for sizes in SIZES:
             found[f"{case.name} {sizes}"] = compare(case, sizes, program, kernels, launches)
-    print(json.dumps(found))
+            counts[case.name] = len(launches)
+    print(json.dumps({"wrong": {name: why for name, why in found.items() if why}, "checked": len(found), "launches": counts}))
 
 
 if __name__ == "__main__":

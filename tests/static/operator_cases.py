@@ -14,6 +14,7 @@ from paddle.static import InputSpec
 from sd3par import kernels
 from sd3par.config import ModelConfig
 from sd3par.kernels import Stream
+from sd3par.kernels.static import Maps
 
 DIM, HEADS, HEAD_DIM, PATCH, CHANNELS = 1536, 24, 64, 2, 16
 MODEL = ModelConfig(
@@ -21,9 +22,10 @@ MODEL = ModelConfig(
     caption_projection_dim=DIM, pooled_projection_dim=2048, pos_embed_max_size=192, patch_size=PATCH,
     in_channels=CHANNELS, dual_attention_layers=(0,), qk_norm="rms_norm",
 )  # fmt: skip
-# R rows, T image tokens, C text tokens: the last pictures are 528 x 528 and 16 x 48.
-SIZES = ({"R": 2, "T": 4096, "C": 333}, {"R": 2, "T": 1024, "C": 154}, {"R": 2, "T": 1089, "C": 77},
-         {"R": 1, "T": 3, "C": 1})  # fmt: skip
+MAPS = Maps(groups=32, epsilon=1e-6, channels=(16, 128, 256), outputs=(3,))
+# R rows, T image tokens, C text tokens, H x W a map: the last pictures are 528 x 528 and 16 x 48.
+SIZES = ({"R": 2, "T": 4096, "C": 333, "H": 256, "W": 256}, {"R": 2, "T": 1024, "C": 154, "H": 64, "W": 64},
+         {"R": 2, "T": 1089, "C": 77, "H": 33, "W": 165}, {"R": 1, "T": 3, "C": 1, "H": 1, "W": 3})  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -41,6 +43,7 @@ IMAGE, TEXT = ("half", ("R", "T", DIM)), ("half", ("R", "C", DIM))
 MODS = ("half", (1, "R", 17, DIM))
 PACKED, PACKED_TEXT = ("half", ("R", "T", 3 * DIM)), ("half", ("R", "C", 3 * DIM))
 LATENTS, PREDICTION = ("float32", ("R", "T", 64)), ("half", ("R", "T", 64))
+MAP = ("half", ("R", "H", "W", 128))
 NUMBER, NORM = ("float32", ()), ("half", (HEAD_DIM,))
 
 
@@ -123,6 +126,27 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
     return [kernels.linear(x, weight, bias), kernels.linear_gelu(x, weight, bias)]
 
 
+def _convolutions(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    plain = kernels.conv3x3(x, weight, bias, None)
+    return [plain, kernels.conv3x3(x, weight, bias, plain)]
+
+
+def _first_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    return [kernels.conv3x3(x, weight, bias, None)]
+
+
+def _enlarged(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    return [kernels.upsample_conv3x3(x, weight, bias)]
+
+
+def _map_norm(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    return [kernels.group_norm_silu(x, MAPS.groups, weight, bias, MAPS.epsilon, False)]
+
+
+def _map_norm_silu(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    return [kernels.group_norm_silu(x, MAPS.groups, weight, bias, MAPS.epsilon, True)]
+
+
 CASES = (
     Case("norms", _norms, {"image": IMAGE, "text": TEXT, "mods": MODS}),
     Case("norms of sums", _norms_of_sums, {"image": IMAGE, "text": TEXT, "x": IMAGE, "c": TEXT, "mods": MODS}),
@@ -141,6 +165,16 @@ CASES = (
     Case("guidance", _guided,
          {"latents": LATENTS, "uncond": PREDICTION, "cond": PREDICTION, "scale": NUMBER, "delta": NUMBER}),
     Case("no guidance", _unguided, {"latents": LATENTS, "cond": PREDICTION, "delta": NUMBER}),
+    Case("convolutions", _convolutions,
+         {"x": ("half", ("R", "H", "W", 256)), "weight": ("half", (256, 3, 3, 256)), "bias": ("half", (256,))}),
+    Case("first convolution", _first_convolution,
+         {"x": ("half", ("R", "H", "W", 16)), "weight": ("half", (128, 3, 3, 16)), "bias": ("half", (128,))}),
+    Case("last convolution", _first_convolution,
+         {"x": ("half", ("R", "H", "W", 128)), "weight": ("half", (3, 3, 3, 128)), "bias": ("half", (3,))}),
+    Case("enlarged", _enlarged,
+         {"x": ("half", ("R", "H", "W", 256)), "weight": ("half", (4, 256, 2, 2, 256)), "bias": ("half", (256,))}),
+    Case("norm of a map", _map_norm, {"x": MAP, "weight": ("half", (128,)), "bias": ("half", (128,))}),
+    Case("SiLU of a norm", _map_norm_silu, {"x": MAP, "weight": ("half", (128,)), "bias": ("half", (128,))}),
     Case("linear", _linear, {"x": IMAGE, "weight": ("half", (DIM, 512)), "bias": ("half", (512,))}),
 )  # fmt: skip
 

@@ -13,10 +13,13 @@ int Guarded(char* why, std::size_t size, Body body) {
   try {
     body();
     return 0;
+  } catch (const common::enforce::EnforceNotMet& error) {
+    std::string text = error.simple_error_str();
+    std::snprintf(why, size, "%s", text.substr(0, text.find(" (at ")).c_str());
   } catch (const std::exception& error) {
     std::snprintf(why, size, "%s", error.what());
-    return 1;
   }
+  return 1;
 }
 
 }  // namespace

@@ -1,12 +1,17 @@
-// How everything here fails: by an exception of one line, which Paddle hands on.
+// How everything here fails: with a line of words in Paddle's own exception, since any other ends the process where a
+// program runs.
 #pragma once
 
-#include <stdexcept>
 #include <string>
+
+#include "paddle/common/enforce.h"
+#include "paddle/common/errors.h"
 
 namespace sd3par {
 
-[[noreturn]] inline void Fail(const std::string& why) { throw std::runtime_error("sd3par operators: " + why); }
+[[noreturn]] inline void Fail(const std::string& why) {
+  PADDLE_THROW(common::errors::PreconditionNotMet("sd3par operators: %s", why));
+}
 
 inline void Require(bool holds, const char* why) {
   if (!holds) Fail(why);
