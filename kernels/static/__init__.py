@@ -45,7 +45,8 @@ def tracing(dtype: str, architectures: Sequence[int]) -> Iterator[None]:
         BuildError: the library was not built.
     """
     _check(dtype, architectures)
-    library.register(build.library())
+    if not library.registered():
+        library.register(build.library())
     with targeted(Target(dtype, tuple(architectures))):
         yield
 

@@ -46,13 +46,8 @@ def library() -> Path:
         ConfigError: there is no g++, or no place for it.
         BuildError: it does not compile.
     """
-    folder = _cache() / _key()
-    made = folder / LIBRARY
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("folder", f"{folder} ({error.strerror})", "one that can be written, for what is built") from error
-    lock, end = FileLock(str(folder / "lock")), time.monotonic() + _WAIT_S
+    made = _folder(_digest([paddle.__version__, paddle.version.commit, *_FLAGS, *_LINKED], sorted(SOURCE.iterdir()))) / LIBRARY
+    lock, end = FileLock(str(made.parent / "lock")), time.monotonic() + _WAIT_S
     while not made.exists() and not lock.try_acquire() and time.monotonic() < end:
         time.sleep(0.1)
     try:
@@ -74,18 +69,27 @@ def _compile(made: Path) -> None:
 
 
 def kernels(file: Path, order: Order) -> None:
-    """Writes the file of kernels of an order.
+    """Writes the file of kernels of an order, from the cache where it was made before.
 
     Raises:
         ConfigError: there is no Triton of the tested version.
         BuildError: a kernel does not compile.
     """
+    given = json.dumps({**order._asdict(), "model": dataclasses.asdict(order.model)}, sort_keys=True)
+    sources = sorted([*SOURCE.parent.glob("*.py"), *SOURCE.parent.parent.glob("*.py")])
+    kept = _folder() / f"{_digest([TESTED, given], sources)}.bin"
+    if not kept.exists():
+        _compile_kernels(kept, given)
+    shutil.copyfile(kept, file)
+
+
+def _compile_kernels(made: Path, order: str) -> None:
     version = None if triton is None else triton.__version__
     tested = version is not None and version.startswith(f"{TESTED}.")
     require(tested, "Triton", version, f"{TESTED}, to compile kernels: python -m pip install 'triton=={TESTED}.*'")
-    given = {**order._asdict(), "model": dataclasses.asdict(order.model)}
-    command = [sys.executable, "-W", "ignore", "-m", "sd3par.kernels.static.compile", str(file), json.dumps(given)]
-    _run(command, file.name)
+    part = made.with_name(f"{made.name}.{os.getpid()}")
+    _run([sys.executable, "-W", "ignore", "-m", "sd3par.kernels.static.compile", str(part), order], made.name)
+    part.replace(made)
 
 
 def _run(command: list[str], what: str) -> None:
@@ -102,17 +106,19 @@ def _paddle() -> Path:
     return Path(paddle.__file__).resolve().parent
 
 
-def _key() -> str:
-    """Returns a name for what these sources make with this Paddle."""
-    parts = [paddle.__version__, paddle.version.commit, *_FLAGS, *_LINKED]
-    texts = [one.read_text(encoding="utf-8") for one in sorted(SOURCE.iterdir())]
-    return hashlib.sha256("\0".join([*parts, *texts]).encode()).hexdigest()[:16]
+def _digest(words: list[str], sources: list[Path]) -> str:
+    """Returns a name for what is made of these."""
+    texts = [one.read_text(encoding="utf-8") for one in sources]
+    return hashlib.sha256("\0".join([*words, *texts]).encode()).hexdigest()[:16]
 
 
-def _cache() -> Path:
-    """Returns where libraries are kept: build/ of a checkout, or the user's cache."""
-    checkout = SOURCE.parent.parent.parent
-    if (checkout / "setup.py").is_file() and os.access(checkout, os.W_OK):
-        return checkout / "build" / "static"
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "sd3par" / "static"
+def _folder(name: str = "") -> Path:
+    """Returns where what was built is kept, in build/ of a checkout or the user's cache, or a folder there."""
+    checkout, home = SOURCE.parent.parent.parent, os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    ours = (checkout / "setup.py").is_file() and os.access(checkout, os.W_OK)
+    folder = (checkout / "build" / "static" if ours else Path(home) / "sd3par" / "static") / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("folder", f"{folder} ({error.strerror})", "one that can be written, for what is built") from error
+    return folder

@@ -14,6 +14,11 @@ _TEXT = 2048  # bytes of a message
 _loaded: list[ctypes.CDLL] = []
 
 
+def registered() -> bool:
+    """Returns whether operators are registered already."""
+    return bool(_loaded)
+
+
 def register(file: Path) -> None:
     """Registers the library's operators with Paddle, unless those of another copy are already."""
     if _loaded:
