@@ -120,19 +120,23 @@ class CLIPTextEncoder(nn.Layer):
             What the last layer but one puts out, [R, L, width], and the projected state of the end-of-text token
             after the last layer, [R, projection].
         """
+        return self.encode(ids, paddle.arange(ids.shape[0]))
+
+    def encode(self, ids: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """The same; numbers: [R] int64, from 0 on, which a program cannot count."""
         x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]  # [R, L, width]
         mask = causal_mask(ids.shape[1])  # [L, L]
         for layer in self.layers[:-1]:
             x = layer(x, mask)
         last = self.layers[-1](x, mask)  # [R, L, width]
-        return x, self.text_projection(self.final_layer_norm(self._at_end(last, ids)))
+        return x, self.text_projection(self.final_layer_norm(self._at_end(last, ids, numbers)))
 
-    def _at_end(self, x: Tensor, ids: Tensor) -> Tensor:
-        """x: [R, L, width], ids: [R, L] -> the states [R, width] of the first end-of-text token of each row."""
+    def _at_end(self, x: Tensor, ids: Tensor, numbers: Tensor) -> Tensor:
+        """x: [R, L, width], ids: [R, L], numbers: [R] -> the states [R, width] of the first end-of-text token of each row."""
         legacy = self.config.eos_token_id == LEGACY_EOS
         # Where the id in the config is wrong, the end is the highest id of the row: so the vocabulary is ordered.
         position = ids.argmax(-1) if legacy else (ids == self.config.eos_token_id).astype("int32").argmax(-1)  # [R]
-        return paddle.gather_nd(x, paddle.stack([paddle.arange(ids.shape[0]), position], axis=-1))
+        return paddle.gather_nd(x, paddle.stack([numbers, position], axis=-1))
 
 
 def causal_mask(length: int) -> Tensor:

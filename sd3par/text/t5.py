@@ -135,19 +135,28 @@ class T5Encoder(nn.Layer):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: [R, L] int64 -> [R, L, d_model]."""
+        return self.encode(ids, self.buckets_of(ids.shape[1]))
+
+    def encode(self, ids: Tensor, buckets: Tensor) -> Tensor:
+        """The same; buckets: [L, L] int64, of every distance between two tokens."""
         x = self.shared(ids)  # [R, L, d_model]
-        bias = self.position_bias(ids.shape[1])  # [heads / n, L, L]
+        bias = self.position_bias(buckets)  # [heads / n, L, L]
         for block in self.blocks:
             x = block(x, bias)
         return self.final_layer_norm(x)
 
-    def position_bias(self, length: int) -> Tensor:
-        """[heads / n, L, L] fp32: what the scores of query i (row) and key j (column) get for their distance j - i."""
+    def buckets_of(self, length: int) -> Tensor:
+        """Returns the bucket of the distance j - i of query i (row) and key j (column): [L, L] int64."""
         position = paddle.arange(length)
-        distance = position.unsqueeze(0) - position.unsqueeze(1)  # [L, L]
-        by_distance = self.relative_attention_bias(self.buckets).astype("float32")  # [2 * reach + 1, heads]
-        mine = by_distance[:, self.heads]
-        return F.embedding(distance.clip(-self.reach, self.reach) + self.reach, mine).transpose([2, 0, 1])
+        distance = position.unsqueeze(0) - position.unsqueeze(1)
+        return paddle.index_select(self.buckets, distance.clip(-self.reach, self.reach).flatten() + self.reach).reshape(
+            [length, length]
+        )
+
+    def position_bias(self, buckets: Tensor) -> Tensor:
+        """buckets: [L, L] int64 -> [heads / n, L, L] fp32: what the scores of a query (row) and a key (column) get."""
+        mine = self.relative_attention_bias.weight.astype("float32")[:, self.heads]  # [buckets, heads / n]
+        return F.embedding(buckets, mine).transpose([2, 0, 1])
 
 
 def relative_buckets(num_buckets: int, max_distance: int) -> list[int]:
