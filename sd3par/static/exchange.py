@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import paddle
 from paddle import Tensor
 
@@ -18,7 +17,7 @@ from sd3par.attention import windows
 from sd3par.kernels import Product
 from sd3par.mesh import Mesh
 from sd3par.padding import merge
-from sd3par.plan import Tokens, WeightPlan
+from sd3par.plan import WeightPlan
 from sd3par.sums import Branch, GatedBranches, Sums
 
 
@@ -32,18 +31,6 @@ class Numbers(NamedTuple):
     join: Tensor | None = None
     split: Tensor | None = None
     size: int = -1  # not known
-
-
-def join_numbers(tokens: Tokens, sp: int, rows: int) -> np.ndarray:
-    """Returns `Numbers.join` of a stream, [R, T] int64."""
-    shard, place = np.divmod(np.arange(tokens.total), tokens.size)  # [T]
-    return ((shard * rows)[None, :] + np.arange(rows)[:, None]) * tokens.size + place[None, :]
-
-
-def split_numbers(tokens: Tokens, sp: int, rows: int) -> np.ndarray:
-    """Returns `Numbers.split` of a stream, [sp, R, size] int64."""
-    token = np.minimum(np.arange(sp * tokens.size), tokens.total - 1).reshape(sp, 1, tokens.size)
-    return np.arange(rows).reshape(1, rows, 1) * tokens.total + token
 
 
 class TracedExchange:
