@@ -146,8 +146,9 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Ring:
-    """What a program that is traced knows of a group: the number under which a loader will make it."""
+    """What a program that is traced knows of a group: its ranks, and the number under which a loader will make it."""
 
+    ranks: tuple[int, ...]
     id: int
 
 
@@ -155,9 +156,11 @@ class Ring:
 class TracedMesh(Mesh):
     """A mesh whose collectives are written into the program that is being traced; nothing is sent.
 
-    Paddle loses in-place collectives when it exports a program; the functional ones stay.
+    Paddle loses in-place collectives when it exports a program; the functional ones stay. On the CPU all collectives of
+    a process go through the group that was asked for last, in whatever program (Paddle 3.3.1): there every one is the
+    world's, of which an axis takes its own. So all ranks call them together, with tensors of one shape.
 
-    cpu: whether the program is for the CPU, where gloo has no all-to-all. written: how many of each operator.
+    cpu: whether the program is for the CPU. written: how many of each operator.
     """
 
     cpu: bool = True
@@ -166,14 +169,18 @@ class TracedMesh(Mesh):
     @classmethod
     def of(cls, parallel: ParallelConfig, rank: int, cpu: bool) -> TracedMesh:
         """Returns the mesh that rank `rank` will have."""
-        ranks = axis_ranks(parallel, rank)
-        axes = {name: Axis(len(own), own.index(rank), Ring(ring(own, parallel.world))) for name, own in ranks.items()}
+        axes = {
+            name: Axis(len(own), own.index(rank), Ring(tuple(own), ring(own, parallel.world)))
+            for name, own in axis_ranks(parallel, rank).items()
+        }
         return cls(**axes, transport="collective", cpu=cpu)
 
     def all_reduce(self, axis: Axis, x: Tensor) -> Tensor:
         """The same as of `Mesh`, in a program."""
         if axis.size == 1:
             return x
+        if self.cpu and axis.size < self.world.size:
+            return self.all_gather(axis, x).sum(0)
         self.written["all_reduce"] += 1
         return paddle._C_ops.all_reduce(x, axis.group.id, 0)  # 0: the sum
 
@@ -182,13 +189,16 @@ class TracedMesh(Mesh):
         if axis.size == 1:
             return x.unsqueeze(0)
         self.written["all_gather"] += 1
-        return paddle._C_ops.all_gather(x.unsqueeze(0), axis.group.id, axis.size)
+        if not self.cpu or axis.size == self.world.size:
+            return paddle._C_ops.all_gather(x.unsqueeze(0), axis.group.id, axis.size)
+        every = paddle._C_ops.all_gather(x.unsqueeze(0), 0, self.world.size)
+        return paddle.stack([every[rank] for rank in axis.group.ranks])
 
     def all_to_all(self, axis: Axis, x: Tensor) -> Tensor:
         """The same as of `Mesh`, in a program."""
         if axis.size == 1:
             return x
-        if self.cpu:
+        if self.cpu:  # gloo has none
             return self.all_gather(axis, x)[:, axis.rank]
         self.written["all_to_all"] += 1
         return paddle._C_ops.all_to_all(x, axis.group.id)

@@ -7,15 +7,16 @@ has a collective of its own: a static program has no views, so cutting one buffe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-import paddle
+import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par import kernels
 from sd3par.attention import windows
 from sd3par.kernels import Product
-from sd3par.mesh import Mesh
+from sd3par.mesh import TracedMesh
 from sd3par.padding import merge
 from sd3par.plan import WeightPlan
 from sd3par.sums import Branch, GatedBranches, Sums
@@ -36,9 +37,12 @@ class Numbers(NamedTuple):
 class TracedExchange:
     """`SequenceExchange` in a program."""
 
-    def __init__(self, mesh: Mesh, plan: WeightPlan) -> None:
+    def __init__(self, mesh: TracedMesh, plan: WeightPlan) -> None:
         self.mesh, self.axis = mesh, mesh.sp
         self.widths = [len(heads) * plan.head_dim for heads in plan.groups]
+        # The CPU's collectives want tensors of all ranks alike, and mp ranks may have different numbers of heads.
+        alike = replace(plan, mp_rank=0) if mesh.cpu else plan
+        self.room = len(alike.groups[0]) * plan.head_dim
 
     def project(self, projections: list[Product], tokens: Sequence[Numbers]) -> list[Tensor]:
         """Products over this rank's tokens -> [R, total, 3 * heads * hd] each: q, k, v of this sp rank's heads."""
@@ -60,17 +64,22 @@ class TracedExchange:
     def _to_heads(self, x: Tensor, tokens: Numbers) -> Tensor:
         """x: [R, size, 3 * inner] -> [R, total, 3 * heads * hd]."""
         widths = [3 * width for width in self.widths]
-        parts, start = windows(x, widths, self.axis.rank)
-        parts = self.mesh.all_to_all(self.axis, parts)[..., start : start + widths[self.axis.rank]]  # part j from rank j
+        parts, start = windows(x, widths, self.axis.rank)  # [sp, R, size, 3 * widest]
+        parts = self.mesh.all_to_all(self.axis, _pad(parts, 3 * self.room))  # part j from rank j
+        parts = parts[..., start : start + widths[self.axis.rank]]
         return kernels.take_rows(parts.flatten(0, 2), tokens.join)
 
     def _to_tokens(self, x: Tensor, tokens: Numbers) -> Tensor:
         """x: [R, total, heads * hd] -> [R, size, inner]."""
-        missing = self.widths[0] - x.shape[-1]
-        if missing:  # as many columns as the widest has, of whatever
-            x = paddle.concat([x, x[..., :missing]], axis=2)
-        parts = kernels.take_rows(x.flatten(0, 1), tokens.split)  # [sp, R, size, widest]
-        return merge(self.mesh.all_to_all(self.axis, parts), self.widths)
+        parts = kernels.take_rows(x.flatten(0, 1), tokens.split)  # [sp, R, size, heads * hd]
+        parts = self.mesh.all_to_all(self.axis, _pad(parts, self.room))
+        return merge(parts[..., : self.widths[0]], self.widths)
+
+
+def _pad(x: Tensor, width: int) -> Tensor:
+    """x: [..., up to width], four axes -> [..., width], zeros behind."""
+    missing = width - x.shape[-1]
+    return F.pad(x, [0, missing, 0, 0]) if missing else x
 
 
 class TracedSums(Sums):

@@ -102,18 +102,27 @@ class _Export:
         return self.target.parallel.world
 
     def transformer(self) -> None:
-        """Those of each rank; ranks that differ in dp alone have the same but for their groups' numbers."""
+        """Those of each rank; ranks that differ in dp alone have the same parameters."""
         roles = self.target.parallel.mp * self.target.parallel.sp
-        for rank in range(roles):
-            self.say(f"transformer, {rank + 1} of {roles} roles")
-            mesh = self.target.mesh(rank)
-            with paddle.utils.unique_name.guard():
-                model = MMDiT.load(self.files.transformer, self.target.dtype, mesh)
-                for name, part in (("prepare", Prepare(model)), ("step", Step(model))):
-                    self._write(part, name, rank, mesh)
-                    for other in range(rank + roles, self.world, roles):
-                        self._copy(name, rank, other)
+        for rank in range(self.world):
+            if rank < roles or self.target.kind == "cpu":
+                self.say(f"transformer, {rank + 1} of {self.world} ranks")
+                self._trace_transformer(rank, rank % roles)
+            else:
+                for name in ("prepare", "step"):
+                    self._copy(name, rank % roles, rank)
         self.configs["transformer"] = dict(self.files.transformer.config)
+
+    def _trace_transformer(self, rank: int, role: int) -> None:
+        """Writes the programs of a rank, and the parameters of its role if it is the first one that has it."""
+        mesh = self.target.mesh(rank)
+        with paddle.utils.unique_name.guard():
+            model = MMDiT.load(self.files.transformer, self.target.dtype, mesh)
+            for name, part in (("prepare", Prepare(model)), ("step", Step(model))):
+                self._write(part, name, rank, mesh)
+                if rank != role:
+                    (self.folder / f"{name}-{rank}{PARAMETERS}").unlink()
+                    self.programs[name][rank] = [f"{name}-{rank}{PROGRAM}", f"{name}-{role}{PARAMETERS}"]
 
     def vae(self) -> None:
         """Of the autoencoder, the same for all ranks."""
@@ -168,12 +177,12 @@ class _Export:
             self.programs.setdefault(name, [None] * self.world)[one] = [f"{stem}{PROGRAM}", f"{stem}{PARAMETERS}"]
 
     def _copy(self, name: str, rank: int, other: int) -> None:
-        """Writes the program of another rank of the same role, if it differs."""
+        """Writes the program of another rank of the same role: the same but for the numbers of its groups."""
         source = self.folder / f"{name}-{rank}{PROGRAM}"
         text, parallel = source.read_text(encoding="utf-8"), self.target.parallel
         pairs = zip(axis_ranks(parallel, rank).values(), axis_ranks(parallel, other).values(), strict=True)
         changed = renumbered(text, {ring(old, self.world): ring(new, self.world) for old, new in pairs})
-        program = source.name if changed == text else f"{name}-{other}{PROGRAM}"
+        program = f"{name}-{other}{PROGRAM}"
         (self.folder / program).write_text(changed, encoding="utf-8")
         self.programs[name][other] = [program, f"{name}-{rank}{PARAMETERS}"]
 

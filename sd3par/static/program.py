@@ -34,4 +34,4 @@ class Program:
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Returns what the program gives for `inputs`, in memory of its own: the next run writes where this one did."""
-        return [one.clone() for one in self._predictor.run(list(inputs))]
+        return [one.clone() for one in self._predictor.run([one.contiguous() for one in inputs])]
