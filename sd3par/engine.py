@@ -8,8 +8,8 @@ from paddle import Tensor
 
 from sd3par import device
 from sd3par.auto import resolved
-from sd3par.config import ModelConfig, ParallelConfig, parse_config, require
 from sd3par.captured import Captured
+from sd3par.config import ModelConfig, ParallelConfig, parse_config, require
 from sd3par.device import Device
 from sd3par.mesh import Mesh
 from sd3par.plan import check_world
@@ -94,7 +94,9 @@ def choose_mesh(files: ModelFiles, parallel: ParallelConfig | str, target: Devic
         return resolved(parallel, model, target, world)
     own = files.export.manifest.parallel
     chosen = own if parallel == "auto" else parallel
-    require(isinstance(chosen, ParallelConfig), "parallel", parallel, 'a ParallelConfig(dp=..., mp=..., sp=...), or "auto"')
+    require(
+        isinstance(chosen, ParallelConfig), "parallel", parallel, 'a ParallelConfig(dp=..., mp=..., sp=...), or "auto"'
+    )
     assert isinstance(chosen, ParallelConfig)
     files.export.manifest.check_mesh(chosen)
     check_world(chosen, world)

@@ -182,7 +182,7 @@ class TracedMesh(Mesh):
         if self.cpu and axis.size < self.world.size:
             return self.all_gather(axis, x).sum(0)
         self.written["all_reduce"] += 1
-        return paddle._C_ops.all_reduce(x, axis.group.id, 0)  # 0: the sum
+        return _like(paddle._C_ops.all_reduce(_traceable(x), axis.group.id, 0), x)  # 0: the sum
 
     def all_gather(self, axis: Axis, x: Tensor) -> Tensor:
         """The same as of `Mesh`, in a program."""
@@ -190,7 +190,7 @@ class TracedMesh(Mesh):
             return x.unsqueeze(0)
         self.written["all_gather"] += 1
         if not self.cpu or axis.size == self.world.size:
-            return paddle._C_ops.all_gather(x.unsqueeze(0), axis.group.id, axis.size)
+            return _like(paddle._C_ops.all_gather(_traceable(x).unsqueeze(0), axis.group.id, axis.size), x)
         every = paddle._C_ops.all_gather(x.unsqueeze(0), 0, self.world.size)
         return paddle.stack([every[rank] for rank in axis.group.ranks])
 
@@ -201,7 +201,7 @@ class TracedMesh(Mesh):
         if self.cpu:  # gloo has none
             return self.all_gather(axis, x)[:, axis.rank]
         self.written["all_to_all"] += 1
-        return paddle._C_ops.all_to_all(x, axis.group.id)
+        return _like(paddle._C_ops.all_to_all(_traceable(x), axis.group.id), x)
 
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_to_all")  # what TracedMesh writes
@@ -247,6 +247,11 @@ def _on_stream(x: Tensor) -> bool:
 def _wide(x: Tensor) -> Tensor:
     """gloo adds fp16 numbers to infinity without a word; fp32 around the sum is right."""
     return x.astype("float32") if x.dtype == paddle.float16 and not _on_stream(x) else x
+
+
+def _traceable(x: Tensor) -> Tensor:
+    """Paddle 3.3.1 traces no collectives of bfloat16."""
+    return x.astype("float32") if x.dtype == paddle.bfloat16 else x
 
 
 def _like(x: Tensor, model: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from paddle import Tensor, nn
 from sd3par import kernels
 from sd3par.attention import Attention, JointAttention
 from sd3par.captured import Call, directly
+from sd3par.conditions import Conditions, Layout, Step, gather_tokens, patchify, shard, unpatchify
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.device import choose
 from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder
-from sd3par.conditions import Conditions, Layout, Step, gather_tokens, patchify, shard, unpatchify
 from sd3par.guidance import halves
 from sd3par.layers import Linear
 from sd3par.mesh import Mesh
@@ -318,4 +318,3 @@ class MMDiT(nn.Layer):
         x = gather_tokens(self.mesh, x, conditions.layout.image)
         x = self.mesh.all_gather(dp, x).flatten(0, 1)  # [R, Ti, p * p * C]
         return unpatchify(x, grid, p)
-

@@ -20,7 +20,6 @@ from sd3par.mesh import TracedMesh, axis_ranks, ring
 from sd3par.mmdit import MMDiT
 from sd3par.plan import clip_ranks
 from sd3par.static import operators
-from sd3par.weights.manifest import FORMAT, Limits, Manifest, described, fingerprint
 from sd3par.static.parts import ClipText, Decode, Encode, Part, Prepare, Step, T5Text
 from sd3par.static.write import PARAMETERS, PROGRAM, renumbered, write
 from sd3par.text.clip import CLIPTextEncoder
@@ -28,6 +27,7 @@ from sd3par.text.t5 import T5Encoder
 from sd3par.text.tokenize import CLIPTokenizer
 from sd3par.vae import VAE
 from sd3par.weights import Component, ModelFiles
+from sd3par.weights.manifest import FORMAT, Limits, Manifest, described, fingerprint
 
 Say = Callable[[str], None]
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")

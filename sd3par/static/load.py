@@ -17,7 +17,6 @@ from sd3par.weights import ModelFiles
 from sd3par.weights.export_files import Export
 from sd3par.weights.manifest import EXPORT, Digests
 
-
 TRANSFORMER, VAE = ("prepare", "step"), ("decode", "encode")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -26,14 +25,13 @@ class Programs:
     """The programs of one rank; loads them one after the other, while the digests of their files are compared.
 
     Args:
-        export: checked.
-        device: the current device.
+        export: for this mesh and device, which is the current one.
         rank: of this process.
         names: of programs that are wanted.
     """
 
-    def __init__(self, export: Export, device: Device, rank: int, names: tuple[str, ...]) -> None:
-        self._export, self._device = export, device
+    def __init__(self, export: Export, rank: int, names: tuple[str, ...]) -> None:
+        self._export = export
         listed = export.manifest.programs
         self._mine: dict[str, list[str] | None] = {name: listed[name][rank] for name in names if name in listed}
         files = {file for pair in self._mine.values() for file in pair or ()}
@@ -43,7 +41,7 @@ class Programs:
     def load(self, name: str) -> Program | None:
         """Returns a program, None where another rank runs it."""
         pair, folder = self._mine[name], self._export.folder
-        return None if pair is None else Program(folder / pair[0], folder / pair[1], self._device)
+        return None if pair is None else Program(folder / pair[0], folder / pair[1])
 
     def must(self, name: str) -> Program:
         """Returns a program that every rank has.
@@ -74,7 +72,7 @@ def load_parts(
         CheckpointError: a file is not what was exported.
     """
     texts = [name for name in TEXT if getattr(files, name) is not None]
-    programs = Programs(export, device, mesh.world.rank, (*TRANSFORMER, *VAE, *texts))
+    programs = Programs(export, mesh.world.rank, (*TRANSFORMER, *VAE, *texts))
     config = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
     vae = VAEConfig.parse(files.vae.config, files.vae.where)
     transformer = StaticTransformer(config, mesh, device.dtype, *map(programs.must, TRANSFORMER))

@@ -14,7 +14,10 @@ def join_numbers(tokens: Tokens, rows: int) -> np.ndarray:
 
 
 def split_numbers(tokens: Tokens, sp: int, rows: int) -> np.ndarray:
-    """Returns the token of all, [R * T], that each place of each shard holds, the last one as padding: [sp, R, size]."""
+    """Returns the token of all, [R * T], that each place of each shard holds, the last one as padding.
+
+    [sp, R, size] int64.
+    """
     token = np.minimum(np.arange(sp * tokens.size), tokens.total - 1).reshape(sp, 1, tokens.size)
     return np.arange(rows).reshape(1, rows, 1) * tokens.total + token
 

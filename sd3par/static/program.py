@@ -5,33 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import paddle
-import paddle.inference
 from paddle import Tensor
-
-from sd3par.device import Device
 
 
 class Program:
-    """A program and its parameters on the current device, run by Paddle Inference.
+    """A program and its parameters on the current device, run by the executor behind `paddle.jit.load`.
 
-    Takes and returns tensors of that device, on whose stream the work goes. What it was traced to do is done: no pass
-    rewrites it. (On the CPU oneDNN's do in any case, and give wrong numbers with Paddle 3.3.1: they are off.)
+    Takes and returns tensors of that device; the work goes to its stream. No pass rewrites what was traced. Paddle
+    Inference runs the same files (launch/static_example.py), but its predictor keeps Python's lock for the whole run,
+    so that the watchdog could not beat, and writes each result into the memory of the one before (Paddle 3.3.1).
     """
 
-    def __init__(self, program: Path, parameters: Path, device: Device) -> None:
-        config = paddle.inference.Config(str(program), str(parameters))
-        config.disable_glog_info()
-        config.switch_ir_optim(False)
-        config.enable_memory_optim(False)
-        if device.kind == "cpu":
-            config.disable_gpu()
-            config.disable_onednn()
-        elif device.kind == "gpu":
-            config.enable_use_gpu(0, device.index)
-        else:
-            config.enable_custom_device(device.kind, device.index)
-        self._predictor = paddle.inference.create_predictor(config)
+    def __init__(self, program: Path, parameters: Path) -> None:
+        self._layer = paddle.jit.load(
+            str(program.parent), model_filename=program.name, params_filename=parameters.name
+        )  # both are in one folder
 
+    @paddle.no_grad()
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Returns what the program gives for `inputs`, in memory of its own: the next run writes where this one did."""
-        return [one.clone() for one in self._predictor.run([one.contiguous() for one in inputs])]
+        """Returns what the program gives for `inputs`."""
+        found = self._layer(*(one.contiguous() for one in inputs))
+        return list(found) if isinstance(found, (list, tuple)) else [found]

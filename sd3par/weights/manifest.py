@@ -122,7 +122,9 @@ class Manifest:
         fits = (kind == "cpu") == (self.target == "cpu")
         own = "cpu" if self.target == "cpu" else "gpu or nvgpu"
         require(fits, "device", kind, f"{own}, for which this model was exported")
-        require(dtype in ("auto", self.dtype), "dtype", dtype, f"auto or {self.dtype}, in which this model was exported")
+        require(
+            dtype in ("auto", self.dtype), "dtype", dtype, f"auto or {self.dtype}, in which this model was exported"
+        )
 
     def check_present(self, folder: Path) -> None:
         """Raises CheckpointError where a file is missing or of another size; does not read any."""

@@ -59,9 +59,9 @@ def open_model(
     """Opens a model.
 
     Args:
-        path: "tiny", a folder of `sd3par export`, a diffusers (or ppdiffusers) folder, a single safetensors file, or "random:sd3-medium" (also
-            sd3.5-medium, sd3.5-large, tiny): that shape with made-up weights. A folder has model_index.json, or
-            transformer/ and vae/ alone: then prompts come as embeddings.
+        path: "tiny", a folder of `sd3par export`, a diffusers (or ppdiffusers) folder, a single safetensors file, or
+            "random:sd3-medium" (also sd3.5-medium, sd3.5-large, tiny): that shape with made-up weights. A diffusers
+            folder has model_index.json, or transformer/ and vae/ alone: then prompts come as embeddings.
         tokenizers: a folder with tokenizer, tokenizer_2 and tokenizer_3 as diffusers has them: single files with text
             encoders need it, for a folder it stands in for the folder's own.
         text_encoder_3: False leaves out T5, which is larger than all the rest.
