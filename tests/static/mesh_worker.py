@@ -1,7 +1,7 @@
-"""One rank of tests/static/test_meshes.py: renders with exports on every mesh of this world, compared with eager code.
+"""One rank of tests/static/test_meshes.py: programs on every mesh of this world, compared with eager code.
 
-Run: python -m tests.static.mesh_worker FOLDER (with the launcher's environment), where FOLDER holds an export of the
-bundled model for each mesh, as `name_of` calls it. Prints one JSON line a mesh.
+Run: python -m tests.static.mesh_worker FOLDER (with the launcher's environment), where FOLDER holds an export for each
+mesh, as `exports.name_of` calls it. Prints one JSON line a mesh.
 """
 
 from __future__ import annotations
@@ -9,61 +9,90 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import paddle
 
 from sd3par.config import ParallelConfig
+from sd3par.denoise import Denoiser, Transformer
 from sd3par.engine import choose_device, choose_mesh
 from sd3par.errors import ConfigError
-from sd3par.mesh import Mesh
+from sd3par.mesh import Mesh, TracedMesh
 from sd3par.pipeline import SD3Pipeline
+from sd3par.plan import rows_for
+from sd3par.scheduler import SchedulerConfig, schedule
+from sd3par.static.parts import Prepare, Step
+from sd3par.static.program import Program
+from sd3par.static.transformer import StaticTransformer
+from sd3par.static.write import write
+from sd3par.text import TextStates
 from sd3par.weights import open_model
+from tests.arrays import array
+from tests.heads_worker import MODELS, model
 from tests.mesh_worker import meshes
-
-# Five shapes: lengths that nothing divides, several images, both with and without guidance.
-CASES: dict[str, dict[str, Any]] = {
-    "one": dict(prompt="a red circle", height=64, width=80),
-    "two images": dict(prompt="a star", num_images_per_prompt=2, height=48, width=112, max_sequence_length=77),
-    "four prompts": dict(prompt=["a", "b red", "c", "d green"], height=48, width=48, max_sequence_length=33),
-    "no guidance": dict(prompt=["a circle", "b", "c", "d"], guidance_scale=1.0, height=80, width=48),
-    "own size": dict(prompt=["a circle", "b"], negative_prompt="blurry", max_sequence_length=5),
-}
-STEPS = 2
+from tests.static import exports
 
 
-def name_of(parallel: ParallelConfig) -> str:
-    """Returns the name of a mesh's export."""
-    return f"{parallel.dp}-{parallel.mp}-{parallel.sp}"
-
-
-def errors(pipe: SD3Pipeline, eager: SD3Pipeline) -> dict[str, list[float]]:
-    """Returns the errors of each case's latents, over their standard deviation, and of its pictures, from 0 to 1."""
+def errors(pipe: SD3Pipeline, eager: SD3Pipeline) -> dict[str, float]:
+    """Returns the error of each case's latents, over their standard deviation, where this mesh can split it."""
     found = {}
-    for name, case in CASES.items():
-        options: dict[str, Any] = dict(num_inference_steps=STEPS, seed=3, progress=False) | case
+    for name in exports.CASES:
         try:
-            wanted = eager(**options, output_type="latent").images
-        except ConfigError:  # this mesh cannot split it
+            wanted = eager(**exports.options(name)).images
+        except ConfigError:
             continue
-        latents = pipe(**options, output_type="latent").images
-        pictures = [one(**options, output_type="np").images for one in (pipe, eager)]
-        error = float((latents - wanted).abs().max() / wanted.std())
-        found[name] = [error, float(np.abs(pictures[0] - pictures[1]).max())]
+        found[name] = float((pipe(**exports.options(name)).images - wanted).abs().max() / wanted.std())
     return found
+
+
+def levels(pipe: SD3Pipeline, eager: SD3Pipeline) -> int:
+    """Returns how many levels of 255 two whole pictures differ by."""
+    case = exports.options("two images") | dict(output_type="pil")
+    both = [np.stack([np.asarray(image) for image in one(**case).images]).astype(int) for one in (pipe, eager)]
+    return int(np.abs(both[0] - both[1]).max())
+
+
+def uneven(mesh: Mesh, parallel: ParallelConfig) -> float:
+    """Returns the error of a step of a model with 5 heads, which no axis divides, traced by each rank for itself."""
+    config = MODELS["5 heads, dual, QK norm"]
+    with tempfile.TemporaryDirectory() as folder:
+        traced, programs = TracedMesh.of(parallel, mesh.world.rank, cpu=True), []
+        for name, part in (("prepare", Prepare), ("step", Step)):
+            write(part(model(config, traced)), Path(folder), name, traced)
+            programs.append(Program(Path(folder, f"{name}.json"), Path(folder, f"{name}.pdiparams")))
+    eager = model(config, mesh)
+    wanted = _step(eager)
+    return float((_step(StaticTransformer(eager.config, mesh, "float32", *programs)) - wanted).abs().max())
+
+
+@paddle.no_grad()
+def _step(net: Transformer) -> paddle.Tensor:
+    """Returns the latents of two pictures, [2, 16, 10, 6], after one step with guidance."""
+    rows = rows_for(net.mesh.dp.rank, net.mesh.dp.size, 2, guidance=True)
+    mine = [2 * half + image for half in _halves(rows.guidance) for image in rows.images]
+    shapes = {"latents": (2, 16, 10, 6), "context": (4, 7, 24), "pooled": (4, 20)}
+    latents, context, pooled = (paddle.to_tensor(array(name, shape)) for name, shape in shapes.items())
+    text = TextStates(context[mine], pooled[mine])
+    return Denoiser(net, rows, text, schedule(SchedulerConfig(), 1), (10, 6)).run(latents, 2.0, range(1))
+
+
+def _halves(guidance: str) -> tuple[int, ...]:
+    return {"both": (0, 1), "uncond": (0,), "cond": (1,)}[guidance]
 
 
 def main() -> None:
     """Tests every mesh."""
     folder = Path(sys.argv[1])
     for parallel in meshes(int(os.environ["PADDLE_TRAINERS_NUM"])):
-        files = open_model(folder / name_of(parallel))
+        files = open_model(folder / exports.name_of(parallel))
         target = choose_device(files, kind="cpu")
         mesh = Mesh.from_env(choose_mesh(files, "auto", target, parallel.world))
         pipe = SD3Pipeline.load(files, target, mesh, parallel)
-        eager = SD3Pipeline.load(open_model("tiny"), target, mesh, parallel)
-        print("RESULT", json.dumps({"mesh": mesh.describe(), "errors": errors(pipe, eager)}), flush=True)
+        eager = SD3Pipeline.load(exports.files(trained=False), target, mesh, parallel)
+        line = {"mesh": mesh.describe(), "errors": errors(pipe, eager), "levels": levels(pipe, eager)}
+        print("RESULT", json.dumps(line | {"uneven": uneven(mesh, parallel)}), flush=True)
     mesh.barrier()
 
 
