@@ -51,12 +51,13 @@ from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import architecture, takes, why_not
 from sd3par.kernels.static import calls
 from sd3par.kernels.static.state import target, traced
+from sd3par.kernels.take_rows import take_rows_reference
 
 __all__ = [
     "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "Strip", "adaln", "attention", "conv3x3",
     "fold", "gated_sum", "gated_sum_to", "group_norm_silu", "group_norm_silu_strip", "guidance_euler", "linear",
     "linear_gelu", "linear_pair", "linear_to", "linears", "meet", "pack_strip", "patch_embed", "split_heads",
-    "upsample_conv3x3", "wants_channels_last", "why_no_peers", "why_not_triton",
+    "take_rows", "upsample_conv3x3", "wants_channels_last", "why_no_peers", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -218,6 +219,11 @@ def split_heads(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Te
     if norm_q is not None and norm_k is not None and takes(packed) and head_dim <= MAX_HEAD_DIM:
         return split_heads_triton(packed, head_dim, norm_q, norm_k)
     return split_heads_reference(packed, head_dim, norm_q, norm_k)
+
+
+def take_rows(x: Tensor, numbers: Tensor) -> Tensor:
+    """x: [n, W], numbers: [...] int64 from 0 to n - 1 -> rows of x, [..., W]."""
+    return take_rows_reference(x, numbers)
 
 
 def guidance_euler(

@@ -6,20 +6,18 @@ Collectives are recorded with it. Each rank records when the others do, since al
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
 import paddle
 from paddle import Tensor
 
+from sd3par.conditions import Conditions, Step
 from sd3par.config import require
 from sd3par.device import CapturedGraph, Device, overwrite, why_no_graphs
 from sd3par.errors import shorten
 from sd3par.mesh import Mesh
-from sd3par.mmdit import Conditions
 
-# (tokens [B', ti, W] fp32, conditions of one step, guidance scale [] fp32, delta [] fp32) -> tokens after the step.
-Step = Callable[[Tensor, Conditions, Tensor, Tensor], Tensor]
 MOST_GRAPHS = 4  # held by a pipeline; each takes as much memory as a step does
 MOST_SHARE = 0.25  # of the device's memory, of all of them together; the one in use stays, whatever it takes
 

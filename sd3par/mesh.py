@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import paddle
@@ -18,6 +20,7 @@ from sd3par.plan import check_world
 
 BACKENDS = {"cpu": "gloo", "gpu": "nccl"}  # Paddle's names; "xccl" is a plug-in's own, here NCCL too
 CONNECT_TIMEOUT_S = 120  # ranks start within seconds of each other; loading comes later
+_MOST_RANKS = 1025  # more than an axis has
 MEET_TIMEOUT_S = 1800  # the largest checkpoint from a slow disk; a rank that dies meanwhile is the watchdog's business
 
 
@@ -67,10 +70,7 @@ class Mesh:
         if axis.size == 1:
             return x
         total = _wide(x).contiguous()
-        if paddle.in_dynamic_mode():
-            stream.all_reduce(total, group=axis.group, use_calc_stream=_on_stream(total))
-        else:  # the functional form: the in-place one is lost when a program is exported (reference: Paddle 3.3.1)
-            total = paddle._C_ops.all_reduce(total, axis.group.id, 0)
+        stream.all_reduce(total, group=axis.group, use_calc_stream=_on_stream(total))
         return _like(total, x)
 
     def all_gather(self, axis: Axis, x: Tensor) -> Tensor:
@@ -78,8 +78,6 @@ class Mesh:
         if axis.size == 1:
             return x.unsqueeze(0)
         own = x.unsqueeze(0).contiguous()
-        if not paddle.in_dynamic_mode():
-            return paddle._C_ops.all_gather(own, axis.group.id, axis.size)
         parts = paddle.empty([axis.size, *x.shape], dtype=x.dtype)
         stream.all_gather(parts, own, group=axis.group, use_calc_stream=_on_stream(own))
         return parts
@@ -96,8 +94,6 @@ class Mesh:
 
     def _exchange(self, axis: Axis, x: Tensor) -> Tensor:
         """The all-to-all of devices that have one."""
-        if not paddle.in_dynamic_mode():
-            return paddle._C_ops.all_to_all(x, axis.group.id)
         parts = paddle.empty(x.shape, dtype=x.dtype)
         stream.alltoall(parts, x, group=axis.group, use_calc_stream=True)
         return parts
@@ -148,6 +144,92 @@ class Mesh:
         return f"dp {self.dp.size} x mp {self.mp.size} x sp {self.sp.size}"
 
 
+@dataclass(frozen=True)
+class Ring:
+    """What a program that is traced knows of a group: its ranks, and the number under which a loader will make it."""
+
+    ranks: tuple[int, ...]
+    id: int
+
+
+@dataclass(frozen=True)
+class TracedMesh(Mesh):
+    """A mesh whose collectives are written into the program that is being traced; nothing is sent.
+
+    Paddle loses in-place collectives when it exports a program; the functional ones stay. On the CPU all collectives of
+    a process go through the group that was asked for last, in whatever program (Paddle 3.3.1): there every one is the
+    world's, of which an axis takes its own. So all ranks call them together, with tensors of one shape.
+
+    cpu: whether the program is for the CPU. written: how many of each operator.
+    """
+
+    cpu: bool = True
+    written: Counter[str] = field(default_factory=Counter, compare=False)
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, rank: int, cpu: bool) -> TracedMesh:
+        """Returns the mesh that rank `rank` will have."""
+        axes = {
+            name: Axis(len(own), own.index(rank), Ring(tuple(own), ring(own, parallel.world)))
+            for name, own in axis_ranks(parallel, rank).items()
+        }
+        return cls(**axes, transport="collective", cpu=cpu)
+
+    def all_reduce(self, axis: Axis, x: Tensor) -> Tensor:
+        """The same as of `Mesh`, in a program."""
+        if axis.size == 1:
+            return x
+        if self.cpu and axis.size < self.world.size:
+            return self.all_gather(axis, x).sum(0)
+        self.written["all_reduce"] += 1
+        return _like(paddle._C_ops.all_reduce(_traceable(x), axis.group.id, 0), x)  # 0: the sum
+
+    def all_gather(self, axis: Axis, x: Tensor) -> Tensor:
+        """The same as of `Mesh`, in a program."""
+        if axis.size == 1:
+            return x.unsqueeze(0)
+        self.written["all_gather"] += 1
+        if not self.cpu or axis.size == self.world.size:
+            return _like(paddle._C_ops.all_gather(_traceable(x).unsqueeze(0), axis.group.id, axis.size), x)
+        every = paddle._C_ops.all_gather(x.unsqueeze(0), 0, self.world.size)
+        return paddle.stack([every[rank] for rank in axis.group.ranks])
+
+    def all_to_all(self, axis: Axis, x: Tensor) -> Tensor:
+        """The same as of `Mesh`, in a program."""
+        if axis.size == 1:
+            return x
+        if self.cpu:  # gloo has none
+            return self.all_gather(axis, x)[:, axis.rank]
+        self.written["all_to_all"] += 1
+        return _like(paddle._C_ops.all_to_all(_traceable(x), axis.group.id), x)
+
+
+COLLECTIVES = ("all_reduce", "all_gather", "all_to_all")  # what TracedMesh writes
+
+
+def axis_ranks(parallel: ParallelConfig, rank: int) -> dict[str, list[int]]:
+    """Returns which ranks, in order, are on each axis with rank `rank`: of dp, sp, mp and the world."""
+    rest, mp_rank = divmod(rank, parallel.mp)
+    dp_rank, sp_rank = divmod(rest, parallel.sp)
+    plane = parallel.sp * parallel.mp
+    return {
+        "dp": [d * plane + sp_rank * parallel.mp + mp_rank for d in range(parallel.dp)],
+        "sp": [dp_rank * plane + s * parallel.mp + mp_rank for s in range(parallel.sp)],
+        "mp": [rank - mp_rank + m for m in range(parallel.mp)],
+        "world": list(range(parallel.world)),
+    }
+
+
+def ring(ranks: Sequence[int], world: int) -> int:
+    """Returns the number of the group of `ranks`, a run with equal steps: 0 for the world.
+
+    It follows from them alone, so that programs find their groups whatever was made before them in the process.
+    """
+    if len(ranks) in (1, world):
+        return 0
+    return (ranks[0] * _MOST_RANKS + len(ranks)) * _MOST_RANKS + ranks[1] - ranks[0]
+
+
 def world_size() -> int:
     """Returns how many processes `paddle.distributed.launch` started."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
@@ -159,12 +241,17 @@ def _on_stream(x: Tensor) -> bool:
     Eager collectives are asked of `paddle.distributed`, not of `_C_ops`. With gloo it raises RuntimeError when a peer
     dies, while `_C_ops` aborts this process; with NCCL behind a plug-in `_C_ops` knows no bfloat16.
     """
-    return not (x.place.is_cpu_place() if paddle.in_dynamic_mode() else paddle.get_device() == "cpu")
+    return not x.place.is_cpu_place()
 
 
 def _wide(x: Tensor) -> Tensor:
     """gloo adds fp16 numbers to infinity without a word; fp32 around the sum is right."""
     return x.astype("float32") if x.dtype == paddle.float16 and not _on_stream(x) else x
+
+
+def _traceable(x: Tensor) -> Tensor:
+    """Paddle 3.3.1 traces no collectives of bfloat16."""
+    return x.astype("float32") if x.dtype == paddle.bfloat16 else x
 
 
 def _like(x: Tensor, model: Tensor) -> Tensor:
@@ -179,19 +266,13 @@ def _connect(parallel: ParallelConfig, rank: int) -> Mesh:
         if not dist.is_initialized():  # a second call would make a second store and mix up both
             _say_device()
             dist.init_parallel_env()
-        world = Axis(parallel.world, rank, dist.get_group(0))
-        rest, mp_rank = divmod(rank, parallel.mp)
-        dp_rank, sp_rank = divmod(rest, parallel.sp)
-        ranks = [[[(d * parallel.sp + s) * parallel.mp + m for m in range(parallel.mp)] for s in range(parallel.sp)]
-                 for d in range(parallel.dp)]  # fmt: skip
-        mp_lists = [row for plane in ranks for row in plane]
-        sp_lists = [[plane[s][m] for s in range(parallel.sp)] for plane in ranks for m in range(parallel.mp)]
-        dp_lists = [[plane[s][m] for plane in ranks] for s in range(parallel.sp) for m in range(parallel.mp)]
+        every = [axis_ranks(parallel, one) for one in range(parallel.world)]
+        axes = {
+            name: Axis(len(own), own.index(rank), _group([one[name] for one in every], rank))
+            for name, own in every[rank].items()
+        }
         mesh = Mesh(
-            dp=Axis(parallel.dp, dp_rank, _group(dp_lists, world)),
-            sp=Axis(parallel.sp, sp_rank, _group(sp_lists, world)),
-            mp=Axis(parallel.mp, mp_rank, _group(mp_lists, world)),
-            world=world,
+            **axes,
             host=_host(),
             transport=parallel.transport,
         )
@@ -212,20 +293,27 @@ def _say_device() -> None:
         os.environ[f"FLAGS_selected_{kind}s"] = index
 
 
-def _group(rank_lists: list[list[int]], world: Axis) -> Any:
-    """Creates every group on every process, in the same order; returns the one that holds this process."""
-    if len(rank_lists) == 1:  # the world itself: a second communicator would only take memory of the device
-        return world.group
-    mine, rank = None, world.rank
-    for ranks in rank_lists:
-        if len(ranks) > 1:
-            group = _gloo_group(ranks, rank) if paddle.get_device() == "cpu" else paddle.distributed.new_group(ranks)
-            mine = group if rank in ranks else mine
-    return mine
+def _group(rank_lists: list[list[int]], rank: int) -> Any:
+    """Creates every group on every process, in the same order; returns the one that holds this process.
+
+    `rank_lists`: of each process. What there is already is taken: a communicator takes memory of the device.
+    """
+    from paddle.distributed import collective
+
+    known = collective._get_group_map()
+    for ranks in sorted(set(map(tuple, rank_lists))):
+        number = ring(ranks, len(rank_lists))
+        if number not in known:
+            collective._set_custom_gid(number)
+            try:
+                _new_group(list(ranks), rank, number)
+            finally:
+                collective._set_custom_gid(None)
+    return known[ring(rank_lists[rank], len(rank_lists))]
 
 
-def _gloo_group(ranks: list[int], rank: int) -> Any:
-    """Creates a group that meets in a store of its own.
+def _new_group(ranks: list[int], rank: int, number: int) -> None:
+    """Creates a group, on gloo one that meets in a store of its own.
 
     Paddle 3.3.1 lets every gloo group write its addresses under the same keys ("0", "1", ...) of one store, and a
     process that is early reads those of the group before: "Connection refused", or it hangs. Of runs with 15 groups on
@@ -234,12 +322,11 @@ def _gloo_group(ranks: list[int], rank: int) -> Any:
     from paddle.distributed import collective
 
     shared = collective._default_store
-    if rank in ranks:
-        collective._default_store = _store_of(ranks, rank, shared, len(collective._get_group_map()))
+    if rank in ranks and paddle.get_device() == "cpu":
+        collective._default_store = _store_of(ranks, rank, shared, number)
     try:
         group = paddle.distributed.new_group(ranks)
         group.rendezvous = collective._default_store  # lives as long as the group
-        return group
     finally:
         collective._default_store = shared
 
