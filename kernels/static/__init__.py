@@ -13,17 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sd3par.config import ModelConfig, require
+from sd3par.kernels import runtime
 from sd3par.kernels.static import build, library, stand_ins
 from sd3par.kernels.static.stand_ins import Maps
 from sd3par.kernels.static.state import Target, targeted
 
-__all__ = ["ARCHITECTURES", "Maps", "load_operators", "tracing", "write_operators"]
+__all__ = [
+    "ARCHITECTURES", "Maps", "load_operators", "tracing", "triton_version",
+    "write_operators",
+]  # fmt: skip
 ARCHITECTURES = (80, 90, 100)  # compute capabilities that Triton compiles for: 8.0 and later 8.x, 9.0, 10.0
-_HALF = ("bfloat16", "float16")
+_HALF = ("bfloat16", "float16")  # what has kernels; float32 has collectives
 
 
 def _check(dtype: str, architectures: Sequence[int]) -> None:
-    require(dtype in _HALF, "dtype", dtype, f"{' or '.join(_HALF)} for kernels")
+    require(dtype in (*_HALF, "float32"), "dtype", dtype, f"{', '.join(_HALF)} or float32")
     known = ", ".join(map(str, ARCHITECTURES))
     for one in architectures:
         require(one in ARCHITECTURES, "architectures", one, known)
@@ -32,12 +36,12 @@ def _check(dtype: str, architectures: Sequence[int]) -> None:
 
 @contextmanager
 def tracing(dtype: str, architectures: Sequence[int]) -> Iterator[None]:
-    """Within it, programs that Paddle traces hold our operators wherever their tensors are of half precision.
+    """Within it, programs that Paddle traces hold our kernels wherever their tensors are of half precision.
 
     Needs no GPU: nothing is run. The operators' library is built at the first call (g++, about 10 s) and kept.
 
     Args:
-        dtype: of the model, "bfloat16" or "float16".
+        dtype: of the model.
         architectures: those that the program will find kernels for.
 
     Raises:
@@ -59,14 +63,14 @@ def write_operators(
     heads: Sequence[int] | None = None,
     maps: Maps | None = None,
 ) -> list[str]:
-    """Writes the library and the kernels that programs of a model launch; returns the names of both files.
+    """Writes the library and, in half precision, the kernels that programs of a model launch; returns the files' names.
 
     Compiles with Triton, in a process of its own: some 10 s an architecture, next to none where Triton has them in its
     cache.
 
     Args:
         folder: where programs look for them, which is there.
-        dtype: of the model, "bfloat16" or "float16".
+        dtype: of the model.
         architectures: compute capabilities, 90 for 9.0.
         model: the transformer's shape.
         heads: how many heads ranks hold, in all ways that the mesh has; by default all of the model's.
@@ -79,6 +83,8 @@ def write_operators(
     _check(dtype, architectures)
     made = build.library()
     shutil.copyfile(made, folder / made.name)
+    if dtype not in _HALF:
+        return [made.name]
     order = stand_ins.Order(dtype, tuple(sorted(architectures)), model, tuple(heads or (model.num_attention_heads,)), maps)
     build.kernels(folder / build.KERNELS, order)
     return [made.name, build.KERNELS]
@@ -90,8 +96,13 @@ def load_operators(folder: Path) -> None:
     Raises:
         ConfigError: a file is missing, or the current GPU's architecture has no kernel.
     """
-    for name in (build.LIBRARY, build.KERNELS):
-        require((folder / name).is_file(), "export", str(folder), f"a folder that holds {name}")
+    require((folder / build.LIBRARY).is_file(), "export", str(folder), f"a folder that holds {build.LIBRARY}")
     library.register(folder / build.LIBRARY)
-    library.open_kernels(folder / build.KERNELS)
-    library.check_device()
+    if (folder / build.KERNELS).is_file():
+        library.open_kernels(folder / build.KERNELS)
+        library.check_device()
+
+
+def triton_version() -> str | None:
+    """Returns the version of Triton that compiles the kernels, None where there is none."""
+    return None if runtime.triton is None else str(runtime.triton.__version__)

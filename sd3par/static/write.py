@@ -14,7 +14,7 @@ from sd3par.mesh import COLLECTIVES, TracedMesh
 from sd3par.static.parts import Part
 
 PROGRAM, PARAMETERS = ".json", ".pdiparams"
-_OPERATOR = re.compile(r'"#":"1\.(' + "|".join(COLLECTIVES) + r')_?"')
+_OPERATOR = re.compile(r'"#":"(?:1\.|\d+\.sd3par_)(' + "|".join(COLLECTIVES) + r')(?:_|_2)?"')  # Paddle's, or ours
 _RING = re.compile(r'"D":(\d+)\},"N":"ring_id"')
 
 
