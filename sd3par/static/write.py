@@ -15,7 +15,7 @@ from sd3par.static.parts import Part
 
 PROGRAM, PARAMETERS = ".json", ".pdiparams"
 _OPERATOR = re.compile(r'"#":"(?:1\.|\d+\.sd3par_)(' + "|".join(COLLECTIVES) + r')(?:_|_2)?"')  # Paddle's, or ours
-_RING = re.compile(r'"D":(\d+)\},"N":"ring_id"')
+_RING = re.compile(r'"D":(\d+)\},"N":"(ring|ring_id)"')
 
 
 @paddle.no_grad()
@@ -48,4 +48,4 @@ def check_collectives(path: Path, wanted: Mapping[str, int]) -> None:
 
 def renumbered(text: str, rings: Mapping[int, int]) -> str:
     """Returns a program for another rank that does the same in other groups; rings: old number -> new one."""
-    return _RING.sub(lambda match: f'"D":{rings[int(match[1])]}}},"N":"ring_id"', text)
+    return _RING.sub(lambda match: f'"D":{rings[int(match[1])]}}},"N":"{match[2]}"', text)

@@ -1,5 +1,6 @@
 // Collectives on Paddle's stream, in half precision too: Paddle's own operators for them know no bfloat16 on custom
-// devices, and none of them runs there inside a program (3.3.1). `ring_id` is the number of a group that the process made.
+// devices, and none of them runs there inside a program (3.3.1). `ring` is the number of a group that the process made;
+// Paddle's executor ends the process where an attribute is called ring_id.
 #include "failure.h"
 #include "launch.h"
 #include "paddle/phi/backends/device_manager.h"
@@ -116,7 +117,7 @@ std::vector<DataType> SameTypes(const DataType& x, const DataType& y) { return {
 PD_BUILD_OP(sd3par_all_reduce)
     .Inputs({"x"})
     .Outputs({"out"})
-    .Attrs({"ring_id: int"})
+    .Attrs({"ring: int"})
     .SetKernelFn(PD_KERNEL(sd3par::AllReduce))
     .SetInferShapeFn(PD_INFER_SHAPE(sd3par::SameShape))
     .SetInferDtypeFn(PD_INFER_DTYPE(sd3par::SameType));
@@ -124,7 +125,7 @@ PD_BUILD_OP(sd3par_all_reduce)
 PD_BUILD_OP(sd3par_all_reduce_2)
     .Inputs({"x", "y"})
     .Outputs({"out", "out2"})
-    .Attrs({"ring_id: int"})
+    .Attrs({"ring: int"})
     .SetKernelFn(PD_KERNEL(sd3par::AllReduceTwo))
     .SetInferShapeFn(PD_INFER_SHAPE(sd3par::SameShapes))
     .SetInferDtypeFn(PD_INFER_DTYPE(sd3par::SameTypes));
@@ -132,7 +133,7 @@ PD_BUILD_OP(sd3par_all_reduce_2)
 PD_BUILD_OP(sd3par_all_gather)
     .Inputs({"x"})
     .Outputs({"out"})
-    .Attrs({"ring_id: int", "size: int"})
+    .Attrs({"ring: int", "size: int"})
     .SetKernelFn(PD_KERNEL(sd3par::AllGather))
     .SetInferShapeFn(PD_INFER_SHAPE(sd3par::GatheredShape))
     .SetInferDtypeFn(PD_INFER_DTYPE(sd3par::SameType));
@@ -140,7 +141,7 @@ PD_BUILD_OP(sd3par_all_gather)
 PD_BUILD_OP(sd3par_all_to_all)
     .Inputs({"x"})
     .Outputs({"out"})
-    .Attrs({"ring_id: int"})
+    .Attrs({"ring: int"})
     .SetKernelFn(PD_KERNEL(sd3par::AllToAll))
     .SetInferShapeFn(PD_INFER_SHAPE(sd3par::SameShape))
     .SetInferDtypeFn(PD_INFER_DTYPE(sd3par::SameType));
