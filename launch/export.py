@@ -76,7 +76,9 @@ def parser() -> Parser:
                 one_of(DEVICES), "auto")  # fmt: skip
     where.value("arch", "N,N,...", f"GPU architectures to compile kernels for (default: {_commas(ARCHITECTURES)})",
                 whole_list, ARCHITECTURES)  # fmt: skip
-    where.value("dtype", "NAME", f"{', '.join(DTYPES)}; auto is bfloat16 for GPUs, else float32", one_of(DTYPES), "auto")
+    where.value(
+        "dtype", "NAME", f"{', '.join(DTYPES)}; auto is bfloat16 for GPUs, else float32", one_of(DTYPES), "auto"
+    )
     shapes = Group(found, "the largest shapes, below which all run")
     shapes.value("max_side", "PIXELS", "of height and width (default: what the model's positions reach)", whole)
     shapes.value("max_images", "N", f"pictures at once, 1 to {MAX_IMAGES}", whole, MAX_IMAGES)

@@ -37,8 +37,6 @@ def predictor(folder: Path, names: list[str], device: str) -> Any:
     return inference.create_predictor(config)
 
 
-
-
 def sigmas(steps: int, scheduler: dict[str, Any]) -> np.ndarray:
     """Returns [steps + 1] fp32, from 1 to 0: flow matching, moved towards noise by the model's shift, as SD3 has it."""
     shift, trained = scheduler.get("shift", 1.0), scheduler.get("num_train_timesteps", 1000)

@@ -54,7 +54,9 @@ class Prepare(Part):
     def __init__(self, model: MMDiT) -> None:
         super().__init__()
         self.model, config = model, model.config
-        self.register_buffer("frequencies", paddle.to_tensor(frequencies()))
+        waves = paddle.to_tensor(frequencies())
+        waves.name = "frequencies"  # not a number of this process's
+        self.register_buffer("frequencies", waves)
         self.inputs = [
             _input("context", [None, None, config.joint_attention_dim], model.dtype),
             _input("timesteps", [None, None], "float32"),
