@@ -16,6 +16,7 @@ from paddle.distributed import stream
 
 from sd3par.config import ParallelConfig
 from sd3par.errors import RankFailure
+from sd3par.kernels.static import calls
 from sd3par.plan import check_world
 
 BACKENDS = {"cpu": "gloo", "gpu": "nccl"}  # Paddle's names; "xccl" is a plug-in's own, here NCCL too
@@ -158,7 +159,8 @@ class TracedMesh(Mesh):
 
     Paddle loses in-place collectives when it exports a program; the functional ones stay. On the CPU all collectives of
     a process go through the group that was asked for last, in whatever program (Paddle 3.3.1): there every one is the
-    world's, of which an axis takes its own. So all ranks call them together, with tensors of one shape.
+    world's, of which an axis takes its own. So all ranks call them together, with tensors of one shape. On GPUs they are
+    operators of our own: in programs there Paddle's know no bfloat16, and end the process.
 
     cpu: whether the program is for the CPU. written: how many of each operator.
     """
@@ -182,15 +184,26 @@ class TracedMesh(Mesh):
         if self.cpu and axis.size < self.world.size:
             return self.all_gather(axis, x).sum(0)
         self.written["all_reduce"] += 1
-        return _like(paddle._C_ops.all_reduce(_traceable(x), axis.group.id, 0), x)  # 0: the sum
+        if not self.cpu:
+            return calls.all_reduce(x, axis.group.id)
+        return paddle._C_ops.all_reduce(x, axis.group.id, 0)  # 0: the sum
+
+    def all_reduce_two(self, axis: Axis, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns both tensors' sums over the axis, on GPUs sent at once."""
+        if self.cpu or axis.size == 1:
+            return self.all_reduce(axis, x), self.all_reduce(axis, y)
+        self.written["all_reduce"] += 1
+        return calls.all_reduce_two(x, y, axis.group.id)
 
     def all_gather(self, axis: Axis, x: Tensor) -> Tensor:
         """The same as of `Mesh`, in a program."""
         if axis.size == 1:
             return x.unsqueeze(0)
         self.written["all_gather"] += 1
-        if not self.cpu or axis.size == self.world.size:
-            return _like(paddle._C_ops.all_gather(_traceable(x).unsqueeze(0), axis.group.id, axis.size), x)
+        if not self.cpu:
+            return calls.all_gather(x, axis.group.id, axis.size)
+        if axis.size == self.world.size:
+            return paddle._C_ops.all_gather(x.unsqueeze(0), axis.group.id, axis.size)
         every = paddle._C_ops.all_gather(x.unsqueeze(0), 0, self.world.size)
         return paddle.stack([every[rank] for rank in axis.group.ranks])
 
@@ -201,7 +214,7 @@ class TracedMesh(Mesh):
         if self.cpu:  # gloo has none
             return self.all_gather(axis, x)[:, axis.rank]
         self.written["all_to_all"] += 1
-        return _like(paddle._C_ops.all_to_all(_traceable(x), axis.group.id), x)
+        return calls.all_to_all(x, axis.group.id)
 
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_to_all")  # what TracedMesh writes
@@ -247,11 +260,6 @@ def _on_stream(x: Tensor) -> bool:
 def _wide(x: Tensor) -> Tensor:
     """gloo adds fp16 numbers to infinity without a word; fp32 around the sum is right."""
     return x.astype("float32") if x.dtype == paddle.float16 and not _on_stream(x) else x
-
-
-def _traceable(x: Tensor) -> Tensor:
-    """Paddle 3.3.1 traces no collectives of bfloat16."""
-    return x.astype("float32") if x.dtype == paddle.bfloat16 else x
 
 
 def _like(x: Tensor, model: Tensor) -> Tensor:

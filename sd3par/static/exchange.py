@@ -87,4 +87,7 @@ class TracedSums(Sums):
 
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the sum of each over mp."""
-        return [self.mesh.all_reduce(self.mesh.mp, value) for value in self._values(branches)]
+        values = self._values(branches)
+        if len(values) == 2 and isinstance(self.mesh, TracedMesh):
+            return list(self.mesh.all_reduce_two(self.mesh.mp, *values))
+        return [self.mesh.all_reduce(self.mesh.mp, value) for value in values]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import paddle
 from paddle import Tensor
+
+from sd3par.device import current
 
 
 class Program:
@@ -23,6 +26,16 @@ class Program:
 
     @paddle.no_grad()
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Returns what the program gives for `inputs`."""
-        found = self._layer(*(one.contiguous() for one in inputs))
+        """Returns what the program gives for `inputs`; may be recorded."""
+        with _recordable():
+            found = self._layer(*(one.contiguous() for one in inputs))
         return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def _recordable() -> AbstractContextManager[None]:
+    """Paddle waits behind each run on a custom device, which would break a recording."""
+    if not current().startswith("nvgpu"):
+        return nullcontext()
+    from sd3par.kernels.nvgpu import waits  # late: its package asks for compilers
+
+    return waits.skipped()

@@ -14,7 +14,7 @@ from sd3par.mesh import COLLECTIVES, TracedMesh
 from sd3par.static.parts import Part
 
 PROGRAM, PARAMETERS = ".json", ".pdiparams"
-_OPERATOR = re.compile(r'"#":"1\.(' + "|".join(COLLECTIVES) + r')_?"')
+_OPERATOR = re.compile(r'"#":"(?:1\.|\d+\.sd3par_)(' + "|".join(COLLECTIVES) + r')(?:_|_2)?"')  # Paddle's, or ours
 # Which layer an operator came from, for debugging: counted over all layers of a process, so another one each time.
 _NAME = r'\{"AT":\{"#":"0\.a_str","D":"[^"]*"\},"N":"struct_name"\}'
 _LAYER = re.compile(f",{_NAME}|{_NAME},?")
