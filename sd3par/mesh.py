@@ -157,8 +157,8 @@ class TracedMesh(Mesh):
 
     Paddle loses in-place collectives when it exports a program; the functional ones stay. On the CPU all collectives of
     a process go through the group that was asked for last, in whatever program (Paddle 3.3.1): there every one is the
-    world's, of which an axis takes its own. So all ranks call them together, with tensors of one shape. On GPUs they are
-    operators of our own: in programs there Paddle's know no bfloat16, and end the process.
+    world's, of which an axis takes its own. So all ranks call them together, with tensors of one shape. On GPUs they
+    are operators of our own: in programs there Paddle's know no bfloat16, and end the process.
 
     cpu: whether the program is for the CPU. written: how many of each operator.
     """
@@ -173,7 +173,7 @@ class TracedMesh(Mesh):
             name: Axis(len(own), own.index(rank), Ring(tuple(own), ring(own, parallel.world)))
             for name, own in axis_ranks(parallel, rank).items()
         }
-        return cls(**axes, transport="collective", cpu=cpu)
+        return cls(axes["dp"], axes["sp"], axes["mp"], axes["world"], transport="collective", cpu=cpu)
 
     def all_reduce(self, axis: Axis, x: Tensor) -> Tensor:
         """The same as of `Mesh`, in a program."""

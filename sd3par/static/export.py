@@ -189,9 +189,7 @@ class _Export:
     def manifest(self, limits: Limits) -> Manifest:
         """Writes the operators and the manifest."""
         target, parallel = self.target, self.target.parallel
-        made = operators.write(
-            self.folder, target.kind, target.dtype, target.architectures, self.files, parallel
-        )
+        made = operators.write(self.folder, target.kind, target.dtype, target.architectures, self.files, parallel)
         self.say("sha256")
         names = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
         listed = described(self.folder, names)
