@@ -23,7 +23,7 @@ class Tile(NamedTuple):
     stages: int = 1
 
 
-TILE = Tile(32, 64, 4, 6, 3)
+TILE = Tile(16, 128, 4, 6, 3)
 
 
 def patch_embed_reference(latents: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, rows: int) -> Tensor:
@@ -55,7 +55,7 @@ def patch_embed_triton(
     weight = weight.contiguous()
     out = empty([rows, tokens, dim], weight)
     launch(
-        _patch_embed, (-(-dim // (tile.outputs * tile.times)), -(-tokens // tile.tokens), images), latents, weight,
+        _patch_embed, (images, -(-dim // (tile.outputs * tile.times)), -(-tokens // tile.tokens)), latents, weight,
         bias, positions, out, tokens, *latents.strides[:2], positions.strides[0], out.strides[0], out.strides[1],
         images * out.strides[0], DIM=dim, AREA=area, CHANNELS=channels,
         FEATURES=max(16, next_power_of_2(features)), COPIES=rows // images,
@@ -70,12 +70,12 @@ def _patch_embed(  # type: ignore[no-untyped-def]
     copy_stride, DIM: tl.constexpr, AREA: tl.constexpr, CHANNELS: tl.constexpr, FEATURES: tl.constexpr,
     COPIES: tl.constexpr, TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, TIMES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One program TOKENS x OUTPUTS, TIMES times, for all copies of its image.
+    """One program TOKENS x OUTPUTS, TIMES times, for all copies of its image; images side by side share positions.
 
     A patch has its channels together, as the model's output has; the weight has them apart, and its order is taken.
     """
-    image = tl.program_id(2)
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    image = tl.program_id(0)
+    token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
     feature = tl.arange(0, FEATURES)
     at = token.to(tl.int64)[:, None]
     patch = tl.load(
@@ -84,7 +84,7 @@ def _patch_embed(  # type: ignore[no-untyped-def]
         mask=(token < tokens)[:, None] & (feature < AREA * CHANNELS)[None, :], other=0.0,
     ).to(weight.dtype.element_ty)  # fmt: skip
     place = out + image.to(tl.int64) * out_row + at * out_token
-    first = tl.program_id(0) * TIMES * OUTPUTS
+    first = tl.program_id(1) * TIMES * OUTPUTS
     for begin in tl.range(first, first + TIMES * OUTPUTS, OUTPUTS, num_stages=STAGES):
         column = begin + tl.arange(0, OUTPUTS)
         inside = (token < tokens)[:, None] & (column < DIM)[None, :]

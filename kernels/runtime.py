@@ -39,6 +39,7 @@ TESTED = "3.6"
 MIN_CAPABILITY = (8, 0)  # bfloat16 in tensor cores, asynchronous copies
 _HALF = (paddle.bfloat16, paddle.float16)
 _MOST_PREPARED = 4096  # launches that differ in more than addresses; a model at one size has a few dozen
+_INT32, _INT64 = 1 << 31, 1 << 63  # where integers begin that are not of 32 bits, nor of 64
 _prepared: dict[tuple[object, ...], tuple[Any, ...]] = {}
 _log = logging.getLogger(__name__)
 
@@ -179,8 +180,20 @@ def _flatten(arguments: tuple[object, ...]) -> tuple[list[object], list[object]]
             kinds += inner_kinds
         else:
             values.append(one)
-            kinds.append(float if isinstance(one, float) else one)
+            kinds.append(_kind_of_number(one))
     return values, kinds
+
+
+def _kind_of_number(one: object) -> object:
+    """Returns what decides about the code for a number: nothing of a float, of an address whether it divides by 16.
+
+    Other integers, strides and sizes, stand for themselves: a model has few. Addresses change from call to call.
+    """
+    if isinstance(one, float):
+        return float
+    if isinstance(one, int) and _INT32 <= one < _INT64:
+        return ("i64", one % 16 == 0)
+    return one
 
 
 def _keep(key: tuple[object, ...], kernel: Any, compiled: Any, count: int, options: dict[str, object]) -> None:

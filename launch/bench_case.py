@@ -158,7 +158,7 @@ def measure(pipe: SD3Pipeline, case: Case) -> dict[str, Any]:
     loop, image = (statistics.median(times) for times in zip(*taken, strict=True))
     slow = sorted(times[0] for times in taken)[round(0.9 * (count - 1))]
     return {
-        "engine": pipe.engine, "dtype": pipe.transformer.dtype, "transport": pipe.transformer.routes.transport,
+        "engine": pipe.engine, "dtype": pipe.transformer.dtype, "transport": pipe.transformer.transport,
         "loop_s": loop, "image_s": image, "decode_ms": 1e3 * statistics.median(b - a for a, b in taken),
         "step_ms": 1e3 * loop / case.request.num_inference_steps, "images_per_s": case.options.images / image,
         "repeats": count, "spread": slow / loop - 1, "peak_gib": peak_gib,

@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
     require(files.export is None, "model", files.name, "a checkpoint: this is an export already")
     limits = limits_of(options, files)
     with tqdm(desc="export", unit=" parts", disable=options.quiet) as bar:
-        manifest = export(files, options.out, target, limits, say=lambda part: _next(bar, part))
+        say: Any = lambda part: _next(bar, part)  # noqa: E731
+        manifest = export(files, options.out, target, limits, say, _reading_place(target.kind))
     if not options.quiet:
         sys.stdout.write(f"{report(options, manifest, PARAMETERS, time.perf_counter() - begin)}\n")
     return endings.DONE
@@ -76,7 +77,9 @@ def parser() -> Parser:
                 one_of(DEVICES), "auto")  # fmt: skip
     where.value("arch", "N,N,...", f"GPU architectures to compile kernels for (default: {_commas(ARCHITECTURES)})",
                 whole_list, ARCHITECTURES)  # fmt: skip
-    where.value("dtype", "NAME", f"{', '.join(DTYPES)}; auto is bfloat16 for GPUs, else float32", one_of(DTYPES), "auto")
+    where.value(
+        "dtype", "NAME", f"{', '.join(DTYPES)}; auto is bfloat16 for GPUs, else float32", one_of(DTYPES), "auto"
+    )
     shapes = Group(found, "the largest shapes, below which all run")
     shapes.value("max_side", "PIXELS", "of height and width (default: what the model's positions reach)", whole)
     shapes.value("max_images", "N", f"pictures at once, 1 to {MAX_IMAGES}", whole, MAX_IMAGES)
@@ -104,6 +107,14 @@ def target_of(options: Namespace) -> Target:
     require(known, "arch", _commas(options.arch), f"some of {_commas(ARCHITECTURES)}")
     parallel = ParallelConfig(options.dp_size, options.mp_size, options.sp_size)
     return Target(parallel, dtype, kind, tuple(sorted(options.arch)) if kind == "cuda" else ())
+
+
+def _reading_place(kind: str) -> str:
+    """Returns where weights are read: on the GPU that there is, for an export that is for GPUs."""
+    from sd3par import device
+
+    gpus = [name for name in device.available() if name != "cpu"]
+    return device.choose("auto", gpus[0]).name if gpus and kind != "cpu" else "cpu"
 
 
 def limits_of(options: Namespace, files: ModelFiles) -> Limits:

@@ -3,9 +3,9 @@
     sd3par export --model sd3 --out sd3-export
     python launch/static_example.py sd3-export --device nvgpu --out latents.npy
 
-Nothing of sd3par is imported. Text states and noise come from --inputs FILE.npz (context [2B, Tc, J] and pooled [2B, P],
-unconditional rows first, and latents [B, C, h, w]), or are random. An export for several processes needs their groups
-too, which sd3par makes.
+Nothing of sd3par is imported. Text states and noise come from --inputs FILE.npz (context [2B, Tc, J] and pooled
+[2B, P], unconditional rows first, and latents [B, C, h, w]), or are random. An export for several processes needs their
+groups too, which sd3par makes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ def predictor(folder: Path, names: list[str], device: str) -> Any:
     else:
         config.enable_custom_device(kind, int(index or 0))
     return inference.create_predictor(config)
-
-
 
 
 def sigmas(steps: int, scheduler: dict[str, Any]) -> np.ndarray:

@@ -36,6 +36,11 @@ class Transformer(Protocol):
     dtype: str
 
     @property
+    def transport(self) -> str:
+        """How ranks hand each other what they compute: "peer" or "collective"."""
+        ...
+
+    @property
     def modulation_count(self) -> int:
         """k, the number of vectors [D] that modulate a row in one step."""
         ...

@@ -23,7 +23,7 @@ from sd3par.config import require
 
 T = TypeVar("T")
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
 DTYPES = ("float32", "bfloat16", "float16")
 _EXIT_WAIT_S = 5.0  # how long the end of a process waits for the device before it gives up on its graphs
 
@@ -97,8 +97,7 @@ class Device:
 
     def activate(self) -> None:
         """Makes it the device of every tensor made from now on in this process."""
-        if self.kind == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(everything=self.kind == "cpu")
         paddle.set_device(self.name)
 
 
@@ -320,13 +319,16 @@ def _finish() -> None:
         synchronize()
 
 
-def keep_freed_memory() -> None:
-    """Lets the C library keep what Paddle frees on the CPU, for the rest of the process.
+def keep_freed_memory(everything: bool = True) -> None:
+    """Lets the C library keep what is freed on the CPU, for the rest of the process: everything, or small blocks.
 
-    glibc gives large blocks back to the system, and every tensor of a few MB pays for fresh pages: a softmax over 22 M
-    numbers took 65 ms so and 33 ms without (2 cores, Paddle 3.3.1). Other C libraries have no mallopt; nothing is lost.
+    glibc gives blocks back to the system, and every tensor of a few MB pays for fresh pages: a softmax over 22 M
+    numbers took 65 ms so and 33 ms without (2 cores, Paddle 3.3.1). Beside a GPU it is NumPy's arrays that pay, and the
+    device waits for noise. Other C libraries have no mallopt; nothing is lost.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
+        all_of_it = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
+        small = ((_M_MMAP_THRESHOLD, 8 << 20), (_M_TRIM_THRESHOLD, 256 << 20))
+        for option, value in (*(all_of_it if everything else small), (_M_TOP_PAD, 64 << 20)):
             mallopt(option, value)

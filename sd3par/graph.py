@@ -88,7 +88,7 @@ class StepGraphs:
 
     @classmethod
     def choose(cls, engine: str, device: Device, world: int) -> StepGraphs | None:
-        """Returns what an engine of `pipeline.ENGINES` has on a device, None for eager.
+        """Returns what an engine of `engine.ENGINES` has on a device, None for eager.
 
         In a mesh a failure to record is always an error: the other ranks, which recorded, would wait for this one.
 

@@ -197,3 +197,18 @@ def texts(field: str, given: Any) -> tuple[str, ...] | None:
         return given if given is None else tuple(given)
     require(isinstance(given, str), field, given, "a text, or a list of texts")
     return (given,)
+
+
+def changed_latents(returned: Any, latents: Tensor) -> Tensor | None:
+    """Returns the latents [B, C, h, w] that a callback returned, None if it returned none.
+
+    Raises:
+        ConfigError: something else than a dict, or latents that are not like `latents`.
+    """
+    name = "callback_on_step_end"
+    require(returned is None or isinstance(returned, dict), name, type(returned).__name__, "a dict or None, returned")
+    changed = (returned or {}).get("latents")
+    like = changed is None or (isinstance(changed, Tensor) and changed.shape == latents.shape)
+    found = f"{type(changed).__name__} {list(getattr(changed, 'shape', []))}"
+    require(like, name, f"latents: {found}", f"a tensor of shape {list(latents.shape)}")
+    return changed

@@ -6,7 +6,6 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +16,10 @@ from paddle.distributed import stream
 from sd3par.config import ParallelConfig
 from sd3par.errors import RankFailure
 from sd3par.kernels.static import calls
-from sd3par.plan import check_world
+from sd3par.plan import axis_ranks, check_world, ring
 
 BACKENDS = {"cpu": "gloo", "gpu": "nccl"}  # Paddle's names; "xccl" is a plug-in's own, here NCCL too
 CONNECT_TIMEOUT_S = 120  # ranks start within seconds of each other; loading comes later
-_MOST_RANKS = 1025  # more than an axis has
 MEET_TIMEOUT_S = 1800  # the largest checkpoint from a slow disk; a rank that dies meanwhile is the watchdog's business
 
 
@@ -159,8 +157,8 @@ class TracedMesh(Mesh):
 
     Paddle loses in-place collectives when it exports a program; the functional ones stay. On the CPU all collectives of
     a process go through the group that was asked for last, in whatever program (Paddle 3.3.1): there every one is the
-    world's, of which an axis takes its own. So all ranks call them together, with tensors of one shape. On GPUs they are
-    operators of our own: in programs there Paddle's know no bfloat16, and end the process.
+    world's, of which an axis takes its own. So all ranks call them together, with tensors of one shape. On GPUs they
+    are operators of our own: in programs there Paddle's know no bfloat16, and end the process.
 
     cpu: whether the program is for the CPU. written: how many of each operator.
     """
@@ -175,7 +173,7 @@ class TracedMesh(Mesh):
             name: Axis(len(own), own.index(rank), Ring(tuple(own), ring(own, parallel.world)))
             for name, own in axis_ranks(parallel, rank).items()
         }
-        return cls(**axes, transport="collective", cpu=cpu)
+        return cls(axes["dp"], axes["sp"], axes["mp"], axes["world"], transport="collective", cpu=cpu)
 
     def all_reduce(self, axis: Axis, x: Tensor) -> Tensor:
         """The same as of `Mesh`, in a program."""
@@ -218,29 +216,6 @@ class TracedMesh(Mesh):
 
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_to_all")  # what TracedMesh writes
-
-
-def axis_ranks(parallel: ParallelConfig, rank: int) -> dict[str, list[int]]:
-    """Returns which ranks, in order, are on each axis with rank `rank`: of dp, sp, mp and the world."""
-    rest, mp_rank = divmod(rank, parallel.mp)
-    dp_rank, sp_rank = divmod(rest, parallel.sp)
-    plane = parallel.sp * parallel.mp
-    return {
-        "dp": [d * plane + sp_rank * parallel.mp + mp_rank for d in range(parallel.dp)],
-        "sp": [dp_rank * plane + s * parallel.mp + mp_rank for s in range(parallel.sp)],
-        "mp": [rank - mp_rank + m for m in range(parallel.mp)],
-        "world": list(range(parallel.world)),
-    }
-
-
-def ring(ranks: Sequence[int], world: int) -> int:
-    """Returns the number of the group of `ranks`, a run with equal steps: 0 for the world.
-
-    It follows from them alone, so that programs find their groups whatever was made before them in the process.
-    """
-    if len(ranks) in (1, world):
-        return 0
-    return (ranks[0] * _MOST_RANKS + len(ranks)) * _MOST_RANKS + ranks[1] - ranks[0]
 
 
 def world_size() -> int:

@@ -278,6 +278,11 @@ class MMDiT(nn.Layer):
         return self.proj_out(x)
 
     @property
+    def transport(self) -> str:
+        """Returns how ranks hand each other what they compute: "peer" or "collective"."""
+        return self.routes.transport
+
+    @property
     def modulation_count(self) -> int:
         """Returns k, the number of vectors [D] that modulate a row in one step."""
         return sum(layer.count for layer in self.modulated_layers())

@@ -7,11 +7,10 @@ native/cpu/DistributionTemplates.h, normal_distribution in core/DistributionsHel
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,7 +18,8 @@ from sd3par.config import require
 from sd3par.errors import ConfigError
 
 BLOCK = 16
-MOST_THREADS, LEAST_OF_THREAD = 8, 1 << 14  # numbers that a thread takes 0.4 ms for, starting one 0.1 ms
+CHUNK = 32 * 1024  # numbers worked on at once: larger arrays would be new pages of memory at each operation
+DIRECTIONS = 4096  # around the circle, of which cosine and sine are known
 LOWEST_SEED, HIGHEST_SEED = -(1 << 63), (1 << 64) - 1
 
 
@@ -80,20 +80,12 @@ def _blocks(generator: np.random.RandomState, count: int) -> np.ndarray:
     whole = count // BLOCK * BLOCK
     # The uniforms of an incomplete last block are drawn, and not used: the last 16 numbers are drawn once more.
     uniforms = _uniforms(generator, count)
-    normal[:whole] = _in_threads(_box_muller_blocks, uniforms[:whole])
+    for start in range(0, whole, CHUNK):
+        end = min(start + CHUNK, whole)
+        normal[start:end] = _box_muller_blocks(uniforms[start:end])
     if whole < count:
         normal[-BLOCK:] = _box_muller_blocks(_uniforms(generator, BLOCK))
     return normal
-
-
-def _in_threads(function: Callable[[np.ndarray], np.ndarray], numbers: np.ndarray) -> np.ndarray:
-    """Returns function(numbers), which works on each block of 16 by itself: the device waits for the first noise."""
-    threads = min(MOST_THREADS, os.cpu_count() or 1, numbers.size // LEAST_OF_THREAD)
-    if threads < 2:
-        return function(numbers)
-    parts = np.array_split(numbers.reshape([-1, BLOCK]), threads)
-    with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(function, (part.reshape(-1) for part in parts))))
 
 
 def _uniforms(generator: np.random.RandomState, count: int) -> np.ndarray:
@@ -110,9 +102,29 @@ def _box_muller_blocks(uniforms: np.ndarray) -> np.ndarray:
     first, second = uniforms.reshape([-1, 2, BLOCK // 2]).transpose([1, 0, 2])  # [N/16, 8] each
     logarithm = np.log((np.float32(1) - first).astype(np.float64)).astype(np.float32)
     radius = np.sqrt(np.float32(-2) * logarithm)
-    angle = (np.float32(2 * math.pi) * second).astype(np.float64)
-    halves = [radius * np.cos(angle).astype(np.float32), radius * np.sin(angle).astype(np.float32)]
+    cosine, sine = _cosine_sine((np.float32(2 * math.pi) * second).astype(np.float64))
+    halves = [radius * cosine.astype(np.float32), radius * sine.astype(np.float32)]
     return np.stack(halves, axis=1).reshape(-1)
+
+
+@functools.cache
+def _directions() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns angles from 0 to 2 pi, their cosines and their sines, [DIRECTIONS + 1] float64 each."""
+    angle = np.arange(DIRECTIONS + 1) * (2 * math.pi / DIRECTIONS)
+    return angle, np.cos(angle), np.sin(angle)
+
+
+def _cosine_sine(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """angle: [...] float64 from 0 to 2 pi -> cosine and sine of it within 3e-16, in a third of libm's time.
+
+    From the nearest direction on by a few terms of both series: the device waits for the first noise.
+    """
+    known, cosines, sines = _directions()
+    near = (angle * (DIRECTIONS / (2 * math.pi)) + 0.5).astype(np.int32)
+    rest = angle - known[near]  # 8e-4 at most
+    square = rest * rest
+    sine, cosine = rest * (1 - square * (1 / 6 - square / 120)), 1 - square * (1 / 2 - square / 24)
+    return cosines[near] * cosine - sines[near] * sine, sines[near] * cosine + cosines[near] * sine
 
 
 def _pairs(generator: np.random.RandomState, count: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from sd3par.device import Device, synchronize
 from sd3par.engine import Autoencoder, check_engine, choose_device, choose_mesh, load_parts
 from sd3par.errors import Cancelled, ConfigError, RankFailure
 from sd3par.graph import StepGraphs
-from sd3par.inputs import Inputs, PromptEmbeds, Start, preflight, texts
+from sd3par.inputs import Inputs, PromptEmbeds, Start, changed_latents, preflight, texts
 from sd3par.mesh import Mesh, world_size
 from sd3par.noise import noise
 from sd3par.plan import Rows, rows_for
@@ -235,14 +235,14 @@ class SD3Pipeline:
         rows = rows_for(self.mesh.dp.rank, self.mesh.dp.size, count, request.guidance)
         seconds: dict[str, float] = {}
         self.interrupt = False
+        shape = self._latent_shape(request, inputs)
         with timed(seconds, "encode"):
             text = self._encode(request, inputs, rows)
         with timed(seconds, "denoise"):
             plan = self._plan(request, inputs)
-            begin = self._begin(request, start, self._latent_shape(request, inputs), plan)
-            size = (begin.shape[2], begin.shape[3])
             _, together = ways(self.captured)
-            denoiser = Denoiser(self.transformer, rows, text, plan, size, self.graphs, together)
+            denoiser = Denoiser(self.transformer, rows, text, plan, shape[2:], self.graphs, together)
+            begin = self._begin(request, start, shape, plan)  # the device works meanwhile
             with self._ticks(plan, progress) as ticks:
                 latents = denoiser.run(begin, request.guidance_scale, ticks, self._on_step(callback))
         with timed(seconds, "decode"):
@@ -310,21 +310,6 @@ class SD3Pipeline:
             return changed_latents(returned, latents), stop or self.interrupt
 
         return on_step
-
-
-def changed_latents(returned: Any, latents: Tensor) -> Tensor | None:
-    """Returns the latents [B, C, h, w] that a callback returned, None if it returned none.
-
-    Raises:
-        ConfigError: something else than a dict, or latents that are not like `latents`.
-    """
-    name = "callback_on_step_end"
-    require(returned is None or isinstance(returned, dict), name, type(returned).__name__, "a dict or None, returned")
-    changed = (returned or {}).get("latents")
-    like = changed is None or (isinstance(changed, Tensor) and changed.shape == latents.shape)
-    found = f"{type(changed).__name__} {list(getattr(changed, 'shape', []))}"
-    require(like, name, f"latents: {found}", f"a tensor of shape {list(latents.shape)}")
-    return changed
 
 
 @contextmanager

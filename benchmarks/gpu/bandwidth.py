@@ -2,7 +2,8 @@
 
 Each call works on inputs and outputs of its own, so many that the cache has none of them left when their turn comes
 again; all calls are one CUDA graph, as in a denoising step. A kernel's floor is the time that its bytes take in a large
-copy, as in `breakdown`. Prints one JSON object a line.
+copy, as in `breakdown`; beside it stands a copy of as many bytes, half of them read, which takes a launch too. Prints
+one JSON object a line.
 """
 
 from __future__ import annotations
@@ -110,12 +111,12 @@ def guided(images: int, tokens: int) -> Call:
 
 def step_cases() -> Iterator[Case]:
     """Yields the first and the last kernel of a step."""
-    tiles = [Tile(64, 64, 4, 4, 3), Tile(64, 64, 4, 6, 3), Tile(64, 64, 4, 6, 2), Tile(64, 64, 4, 3, 2),
-             Tile(32, 64, 4, 4, 3), Tile(32, 64, 4, 6, 3), Tile(32, 128, 4, 3, 3), Tile(64, 128, 4, 3, 2),
-             Tile(64, 64, 4)]  # fmt: skip
+    tiles = [Tile(tokens, outputs, warps, times, stages) for tokens in (16, 32, 64) for outputs in (64, 128, 256)
+             for warps in (4, 8) for times, stages in ((1, 1), (2, 2), (3, 3), (6, 3))
+             if 2048 <= tokens * outputs <= 2048 * warps and outputs * times <= 768]  # fmt: skip
     for images, tokens in [(1, 4096), (4, 4096)]:
         size = tokens * (4 * 1536 + images * (4 * 64 + 2 * 2 * 1536))
-        sweep: list[Options] = [{"tile": tile} for tile in tiles]
+        sweep: list[Options] = [{"tile": tile} for tile in tiles] if images == 1 else []
         yield Case("patch_embed", f"{images} x {tokens} x 1536", size, partial(embedded, images, tokens), sweep)
         size = images * tokens * 64 * (2 * 4 + 2 * 2)
         yield Case("guidance_euler", f"{images} x {tokens} x 64", size, partial(guided, images, tokens), [])
@@ -129,8 +130,8 @@ def group_normed(side: int, channels: int) -> Call:
 
 def group_norm_cases() -> Iterator[Case]:
     """Yields the norms of the decoder of a 1024x1024 picture: two reads and one write are counted."""
-    sweep: list[Options] = [{"tile": tile, "warps": warps, "parts": parts} for tile, warps in
-                            ((2048, 2), (4096, 4)) for parts in (512, 1024)]  # fmt: skip
+    sweep: list[Options] = [{"tile": tile, "warps": warps, "parts": parts, "merge_warps": merge} for tile, warps in
+                            ((2048, 2), (4096, 4)) for parts in (132, 264, 528, 1024) for merge in (4, 8)]  # fmt: skip
     for side, channels in [(128, 512), (256, 512), (512, 512), (512, 256), (1024, 256), (1024, 128)]:
         size, name = 2 * side * side * channels, f"1 x {side} x {side} x {channels}"
         several = sweep if (side, channels) in ((128, 512), (512, 512), (1024, 128)) else []
@@ -153,6 +154,17 @@ def replay_us(device: Device, function: Callable[[], object], calls: int) -> flo
     return statistics.median(times)
 
 
+def copy_us(device: Device, size: int) -> float:
+    """Returns the microseconds of a cold copy that moves `size` bytes: the driver's, or what a kernel negates."""
+    count = max(3, int(COLD_BYTES / size))
+    pairs = [(normal(size // 4), normal(size // 4)) for _ in range(count)]  # of two bytes, read and written
+    copies: list[Callable[[], object]] = [
+        lambda: [paddle.assign(x, into) for x, into in pairs],
+        lambda: [paddle.neg(x) for x, _ in pairs],
+    ]
+    return min(replay_us(device, one, count) for one in copies)
+
+
 def call_all(calls: list[Call], options: Options) -> list[object]:
     """Returns the results of all calls."""
     return [call(**options) for call in calls]
@@ -161,13 +173,14 @@ def call_all(calls: list[Call], options: Options) -> list[object]:
 def measure(device: Device, case: Case, bandwidth: float, sweep: bool) -> Iterator[Options]:
     """Yields a row for the default and, if asked for, for every other way; one that fails is a row too."""
     sets = max(3, int(COLD_BYTES / case.bytes))
-    calls = [case.prepare() for _ in range(sets)]
+    calls, beside_us = [case.prepare() for _ in range(sets)], copy_us(device, case.bytes)
     for options in [{}, *(case.sweep if sweep else [])]:
         row: Options = {"kernel": case.kernel, "shape": case.shape, "bytes": case.bytes, "options": str(options)}
         try:  # what a call returns is kept, or all would write into the same memory
             us = replay_us(device, partial(call_all, calls, options), sets)
             floor_us = 1e6 * case.bytes / bandwidth
-            yield {**row, "us": round(us, 2), "floor_us": round(floor_us, 2), "share_of_floor": round(floor_us / us, 3)}
+            shares = {"share_of_floor": round(floor_us / us, 3), "share_of_copy": round(beside_us / us, 3)}
+            yield {**row, "us": round(us, 2), "floor_us": round(floor_us, 2), "copy_us": round(beside_us, 2), **shares}
         except Exception as error:
             yield {**row, "error": f"{type(error).__name__}: {error}"[:300]}
 
@@ -195,7 +208,8 @@ def table(rows: list[Options]) -> str:
     lines = []
     for (kernel, shape), found in cases.items():
         best = min(found, key=lambda row: float(row["us"]))
-        times = [f"{row['us']:8.2f} us {row['share_of_floor']:6.1%}" for row in (found[0], best)]
+        shares = ("share_of_floor", "share_of_copy")
+        times = [f"{row['us']:8.2f} us" + "".join(f" {row[x]:6.1%}" for x in shares) for row in (found[0], best)]
         lines.append(f"{kernel:17}{shape:40}{times[0]}   best {times[1]} {best['options']}")
     return "\n".join(lines)
 

@@ -85,7 +85,9 @@ def write_operators(
     shutil.copyfile(made, folder / made.name)
     if dtype not in _HALF:
         return [made.name]
-    order = stand_ins.Order(dtype, tuple(sorted(architectures)), model, tuple(heads or (model.num_attention_heads,)), maps)
+    order = stand_ins.Order(
+        dtype, tuple(sorted(architectures)), model, tuple(heads or (model.num_attention_heads,)), maps
+    )
     build.kernels(folder / build.KERNELS, order)
     return [made.name, build.KERNELS]
 

@@ -46,7 +46,10 @@ def library() -> Path:
         ConfigError: there is no g++, or no place for it.
         BuildError: it does not compile.
     """
-    made = _folder(_digest([paddle.__version__, paddle.version.commit, *_FLAGS, *_LINKED], sorted(SOURCE.iterdir()))) / LIBRARY
+    made = (
+        _folder(_digest([paddle.__version__, paddle.version.commit, *_FLAGS, *_LINKED], sorted(SOURCE.iterdir())))
+        / LIBRARY
+    )
     lock, end = FileLock(str(made.parent / "lock")), time.monotonic() + _WAIT_S
     while not made.exists() and not lock.try_acquire() and time.monotonic() < end:
         time.sleep(0.1)
@@ -62,7 +65,14 @@ def _compile(made: Path) -> None:
     compiler = shutil.which("g++")
     require(compiler is not None, "g++", None, "GCC's C++ compiler; Debian and Ubuntu: apt-get install g++")
     root, part = _paddle(), made.with_name(f"{LIBRARY}.{os.getpid()}")
-    places = ["-isystem", f"{root}/include", "-isystem", f"{root}/include/third_party", f"-L{root}/base", f"-L{root}/libs"]
+    places = [
+        "-isystem",
+        f"{root}/include",
+        "-isystem",
+        f"{root}/include/third_party",
+        f"-L{root}/base",
+        f"-L{root}/libs",
+    ]
     sources = sorted(str(one) for one in SOURCE.glob("*.cc"))
     _run([str(compiler), *_FLAGS, *places, *sources, "-o", str(part), *_LINKED], LIBRARY)
     part.replace(made)
@@ -97,7 +107,9 @@ def _run(command: list[str], what: str) -> None:
     root = str(Path(sd3par.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "GLOG_minloglevel": "2"}
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
+    )
     if done.returncode != 0:
         raise BuildError(f"{what} was not built: {shorten(done.stderr.strip()[-2000:], 2000)}")
 
@@ -120,5 +132,7 @@ def _folder(name: str = "") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError("folder", f"{folder} ({error.strerror})", "one that can be written, for what is built") from error
+        raise ConfigError(
+            "folder", f"{folder} ({error.strerror})", "one that can be written, for what is built"
+        ) from error
     return folder

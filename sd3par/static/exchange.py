@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import paddle.nn.functional as F
 from paddle import Tensor
@@ -44,17 +44,20 @@ class TracedExchange:
         alike = replace(plan, mp_rank=0) if mesh.cpu else plan
         self.room = len(alike.groups[0]) * plan.head_dim
 
-    def project(self, projections: list[Product], tokens: Sequence[Numbers]) -> list[Tensor]:
-        """Products over this rank's tokens -> [R, total, 3 * heads * hd] each: q, k, v of this sp rank's heads."""
+    def project(self, projections: list[Product], tokens: Sequence[Any]) -> list[Tensor]:
+        """Products over this rank's tokens -> [R, total, 3 * heads * hd] each: q, k, v of this sp rank's heads.
+
+        tokens: `Numbers` of each.
+        """
         segments = kernels.linears(projections)  # [R, size, 3 * inner]
         if self.axis.size == 1:
             return segments
         return [self._to_heads(x, one) for x, one in zip(segments, tokens, strict=True)]
 
-    def attend(self, together: list[list[Tensor]], tokens: Sequence[Numbers]) -> list[Tensor]:
+    def attend(self, together: list[list[Tensor]], tokens: Sequence[Any]) -> list[Tensor]:
         """Attention within each list of [R, total, 3, heads, hd] -> [R, size, inner] of each, of this mp rank's heads.
 
-        tokens: of all segments, list after list.
+        tokens: `Numbers` of all segments, list after list.
         """
         mixed = [x for segments in together for x in kernels.attention(segments)]  # [R, total, heads * hd]
         if self.axis.size == 1:

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import paddle
+from paddle import nn
 
 from sd3par import __version__
 from sd3par.config import ModelConfig, ParallelConfig, parse_config, require
 from sd3par.errors import ConfigError
-from sd3par.mesh import TracedMesh, axis_ranks, ring
+from sd3par.mesh import TracedMesh
 from sd3par.mmdit import MMDiT
-from sd3par.plan import clip_ranks
+from sd3par.plan import axis_ranks, clip_ranks, ring
 from sd3par.static import operators
 from sd3par.static.parts import ClipText, Decode, Encode, Part, Prepare, Step, T5Text
 from sd3par.static.write import PARAMETERS, PROGRAM, renumbered, write
@@ -29,6 +30,7 @@ from sd3par.vae import VAE
 from sd3par.weights import Component, ModelFiles
 from sd3par.weights.manifest import FORMAT, Limits, Manifest, described, fingerprint
 
+M = TypeVar("M", bound=nn.Layer)
 Say = Callable[[str], None]
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
@@ -59,31 +61,31 @@ class Target:
 
 
 def export(
-    files: ModelFiles, folder: str | Path, target: Target, limits: Limits, text_encoders: bool = True,
-    say: Say = lambda text: None,
+    files: ModelFiles, folder: str | Path, target: Target, limits: Limits, say: Say = lambda text: None,
+    place: str = "cpu",
 ) -> Manifest:  # fmt: skip
     """Writes the programs and parameters of all ranks; returns what the folder says of itself.
 
-    The folder appears when all of it is there. Nothing runs but the reading of weights, on the CPU.
+    The folder appears when all of it is there. Nothing runs but the reading of weights.
 
     Args:
         files: of `weights.open_model`.
         folder: to be made.
-        text_encoders: False leaves them out; prompts come as embeddings then.
         say: told what is done next.
+        place: the device that weights are read on, where joining and transposing them takes time.
 
     Raises:
         ConfigError: the folder exists, or the model cannot be split or traced so.
         CheckpointError: the weights do not fit, or a program lost a collective.
     """
-    place = Path(folder)
-    require(not place.exists(), "out", str(folder), "a folder that does not exist yet")
+    out = Path(folder)
+    require(not out.exists(), "out", str(folder), "a folder that does not exist yet")
     parse_config(ModelConfig, files.transformer.config, files.transformer.where).check_mesh(target.parallel)
-    with _rename(place) as temporary, _on_the_cpu(), target.tracing():
-        work = _Export(files, temporary, target, say)
+    with _rename(out) as temporary, _on_the_cpu(), target.tracing():
+        work = _Export(files, temporary, target, say, place)
         work.transformer()
         work.vae()
-        if text_encoders and files.text_encoder is not None:
+        if files.text_encoder is not None:
             work.text()
         return work.manifest(limits)
 
@@ -94,6 +96,7 @@ class _Export:
     folder: Path
     target: Target
     say: Say
+    place: str
     programs: dict[str, list[list[str] | None]] = field(default_factory=dict)
     configs: dict[str, Any] = field(default_factory=dict)
 
@@ -117,7 +120,7 @@ class _Export:
         """Writes the programs of a rank, and the parameters of its role if it is the first one that has it."""
         mesh = self.target.mesh(rank)
         with paddle.utils.unique_name.guard():
-            model = MMDiT.load(self.files.transformer, self.target.dtype, mesh)
+            model = self._read(MMDiT.load, self.files.transformer, self.target.dtype, mesh)
             for name, part in (("prepare", Prepare(model)), ("step", Step(model))):
                 self._write(part, name, rank, mesh)
                 if rank != role:
@@ -129,7 +132,7 @@ class _Export:
         self.say("autoencoder")
         mesh = self.target.mesh(0)
         with paddle.utils.unique_name.guard():
-            vae = VAE.load(self.files.vae, self.target.dtype)
+            vae = self._read(VAE.load, self.files.vae, self.target.dtype)
             self._write(Decode(vae), "decode", None, mesh)
             self._write(Encode(vae), "encode", None, mesh)
         self.configs["vae"] = dict(self.files.vae.config)
@@ -140,7 +143,7 @@ class _Export:
             self.say(name)
             component = _present(getattr(self.files, name), name)
             with paddle.utils.unique_name.guard():
-                encoder = CLIPTextEncoder.load(component, self.target.dtype)
+                encoder = self._read(CLIPTextEncoder.load, component, self.target.dtype)
                 self._write(ClipText(encoder, self._clip_length()), name, None, self.target.mesh(rank))
             only = self.programs[name][rank]
             self.programs[name] = [only if one == rank else None for one in range(self.world)]
@@ -156,10 +159,21 @@ class _Export:
             self.say(f"text_encoder_3, {rank + 1} of {self.world} ranks")
             mesh = self.target.mesh(rank)
             with paddle.utils.unique_name.guard():
-                encoder = T5Encoder.load(component, self.target.dtype, mesh)
+                encoder = self._read(T5Encoder.load, component, self.target.dtype, mesh)
                 if encoder.place.here:
                     self._write(T5Text(encoder), "text_encoder_3", rank, mesh)
         self.configs["text_encoder_3"] = dict(component.config)
+
+    def _read(self, load: Callable[..., M], *arguments: Any) -> M:
+        """Returns load(*arguments), a layer: its weights are read on `place`, then lie on the CPU, to be traced."""
+        paddle.set_device(self.place)
+        try:
+            model = load(*arguments)
+        finally:
+            paddle.set_device("cpu")
+        if self.place != "cpu":
+            model.to(device="cpu")
+        return model
 
     def _clip_length(self) -> int:
         """Returns how many tokens both CLIPs read of a prompt, as `TextEncoders.clip_length` does."""
@@ -189,9 +203,7 @@ class _Export:
     def manifest(self, limits: Limits) -> Manifest:
         """Writes the operators and the manifest."""
         target, parallel = self.target, self.target.parallel
-        made = operators.write(
-            self.folder, target.kind, target.dtype, target.architectures, self.files, parallel
-        )
+        made = operators.write(self.folder, target.kind, target.dtype, target.architectures, self.files, parallel)
         self.say("sha256")
         names = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
         listed = described(self.folder, names)
@@ -245,7 +257,7 @@ def _umask() -> int:
 
 @contextmanager
 def _on_the_cpu() -> Iterator[None]:
-    """Within it parameters lie on the CPU, whatever the program is for: so all machines write the same."""
+    """Within it parameters lie on the CPU, whatever the program is for: so all machines write the same programs."""
     before = paddle.get_device()
     paddle.set_device("cpu")
     try:

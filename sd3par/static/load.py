@@ -22,21 +22,27 @@ TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class Programs:
-    """The programs of one rank; loads them one after the other, while the digests of their files are compared.
+    """The programs of one rank; loads them one after the other, while the digests of their parameters are compared.
 
     Args:
         export: for this mesh and device, which is the current one.
         rank: of this process.
         names: of programs that are wanted.
+
+    Raises:
+        CheckpointError: a program or an operator is not what was exported.
     """
 
     def __init__(self, export: Export, rank: int, names: tuple[str, ...]) -> None:
-        self._export = export
-        listed = export.manifest.programs
-        self._mine: dict[str, list[str] | None] = {name: listed[name][rank] for name in names if name in listed}
-        files = {file for pair in self._mine.values() for file in pair or ()}
-        self._digests = Digests(export.folder, export.manifest, sorted(files | set(export.manifest.operators)))
-        operators.load(export.folder, export.manifest.operators)
+        self._export, manifest = export, export.manifest
+        self._mine: dict[str, list[str] | None] = {
+            name: manifest.programs[name][rank] for name in names if name in manifest.programs
+        }
+        pairs = [pair for pair in self._mine.values() if pair is not None]
+        programs, parameters = ({pair[place] for pair in pairs} for place in (0, 1))
+        Digests(export.folder, manifest, {*programs, *manifest.operators}).finish()  # before any of their code runs
+        self._digests = Digests(export.folder, manifest, parameters)
+        operators.load(export.folder, manifest.operators)
 
     def load(self, name: str) -> Program | None:
         """Returns a program, None where another rank runs it."""
@@ -73,13 +79,20 @@ def load_parts(
     """
     texts = [name for name in TEXT if getattr(files, name) is not None]
     programs = Programs(export, mesh.world.rank, (*TRANSFORMER, *VAE, *texts))
-    config = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
-    vae = VAEConfig.parse(files.vae.config, files.vae.where)
-    transformer = StaticTransformer(config, mesh, device.dtype, *map(programs.must, TRANSFORMER))
-    loaded = (
-        transformer,
-        StaticVAE(vae, mesh, *map(programs.must, VAE)),
-        load_static_text(files, programs.load, device.dtype, mesh),
-    )
+    try:
+        loaded = _loaded(files, programs, device.dtype, mesh)
+    except Exception:
+        programs.finish()  # which says why, if the reason is a changed file
+        raise
     programs.finish()
     return loaded
+
+
+def _loaded(
+    files: ModelFiles, programs: Programs, dtype: str, mesh: Mesh
+) -> tuple[StaticTransformer, StaticVAE, TextEncoders | None]:
+    config = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
+    vae = VAEConfig.parse(files.vae.config, files.vae.where)
+    transformer = StaticTransformer(config, mesh, dtype, *map(programs.must, TRANSFORMER))
+    text = load_static_text(files, programs.load, dtype, mesh)
+    return transformer, StaticVAE(vae, mesh, *map(programs.must, VAE)), text

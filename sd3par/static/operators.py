@@ -9,7 +9,6 @@ from pathlib import Path
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.kernels import static
 from sd3par.plan import WeightPlan
-from sd3par.vae.blocks import EPSILON
 from sd3par.vae.config import VAEConfig
 from sd3par.weights import ModelFiles
 
@@ -27,6 +26,8 @@ def write(
     """Writes the operators that programs for a target call into their folder; returns the names of the files."""
     if kind != _GPUS:
         return []
+    from sd3par.vae.blocks import EPSILON  # the model's code, which who loads an export does without
+
     model = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
     vae = VAEConfig.parse(files.vae.config, files.vae.where)
     channels = sorted({vae.latent_channels, *vae.block_out_channels})

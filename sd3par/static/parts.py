@@ -16,6 +16,7 @@ from paddle.static import InputSpec
 from sd3par import kernels
 from sd3par.conditions import Conditions, Layout
 from sd3par.embeddings import frequencies, sinusoids
+from sd3par.mesh import TracedMesh
 from sd3par.mmdit import MMDiT
 from sd3par.static.exchange import Numbers
 from sd3par.text.clip import CLIPTextEncoder
@@ -54,7 +55,9 @@ class Prepare(Part):
     def __init__(self, model: MMDiT) -> None:
         super().__init__()
         self.model, config = model, model.config
-        self.register_buffer("frequencies", paddle.to_tensor(frequencies()))
+        waves = paddle.to_tensor(frequencies())
+        waves.name = "frequencies"  # not a number of this process's
+        self.register_buffer("frequencies", waves)
         self.inputs = [
             _input("context", [None, None, config.joint_attention_dim], model.dtype),
             _input("timesteps", [None, None], "float32"),
@@ -91,6 +94,7 @@ class Step(Part):
             *(_input(name, [None], "int64") for name in ("image_of", "uncond", "cond")),
         ]
         if model.mesh.sp.size > 1:
+            assert isinstance(model.mesh, TracedMesh)
             self.unread["all_gather" if model.mesh.cpu else "all_to_all"] = 1  # text tokens' last way back
             self.inputs += [_input(name, [None, None], "int64") for name in ("join_image", "join_context")]
             shape = [model.mesh.sp.size, None, None]
@@ -113,8 +117,8 @@ class Step(Part):
         mesh = self.model.mesh
         if mesh.dp.size > 1:
             prediction = mesh.all_gather(mesh.dp, prediction).flatten(0, 1)  # [dp * R, ti, W]
-        halves = (paddle.index_select(prediction, one) for one in (uncond, cond))
-        return kernels.guidance_euler(tokens, *halves, scale, delta)
+        first, second = (paddle.index_select(prediction, one) for one in (uncond, cond))
+        return kernels.guidance_euler(tokens, first, second, scale, delta)
 
 
 class ClipText(Part):

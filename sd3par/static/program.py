@@ -20,6 +20,8 @@ class Program:
     """
 
     def __init__(self, program: Path, parameters: Path) -> None:
+        if current() != "cpu":  # by its own threads, what a recording makes would not lie in the recording's memory
+            paddle.set_flags({"FLAGS_enable_pir_in_executor_trace_run": True})
         self._layer = paddle.jit.load(
             str(program.parent), model_filename=program.name, params_filename=parameters.name
         )  # both are in one folder

@@ -29,6 +29,11 @@ class StaticTransformer:
         self._prepare, self._step = prepare, step
 
     @property
+    def transport(self) -> str:
+        """Returns that ranks hand each other by collectives what they compute."""
+        return "collective"
+
+    @property
     def modulation_count(self) -> int:
         """Returns k, the number of vectors [D] that modulate a row in one step."""
         dual = len(self.config.dual_attention_layers)

@@ -102,7 +102,7 @@ class CLIPTextEncoder(nn.Layer):
         return x, self.text_projection(self.final_layer_norm(self._at_end(last, ids, numbers)))
 
     def _at_end(self, x: Tensor, ids: Tensor, numbers: Tensor) -> Tensor:
-        """x: [R, L, width], ids: [R, L], numbers: [R] -> the states [R, width] of each row's first end-of-text token."""
+        """x: [R, L, width], ids: [R, L], numbers: [R] -> the states [R, width] of each row's first end."""
         legacy = self.config.eos_token_id == LEGACY_EOS
         # Where the id in the config is wrong, the end is the highest id of the row: so the vocabulary is ordered.
         position = ids.argmax(-1) if legacy else (ids == self.config.eos_token_id).astype("int32").argmax(-1)  # [R]

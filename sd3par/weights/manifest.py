@@ -130,6 +130,8 @@ class Manifest:
         """Raises CheckpointError where a file is missing or of another size; does not read any."""
         for name, file in self.files.items():
             path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise CheckpointError(folder / MANIFEST, f"file {name}", "files of its own folder")
             if not path.is_file():
                 raise CheckpointError(path, "no such file", EXPORT)
             size = path.stat().st_size

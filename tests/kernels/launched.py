@@ -51,7 +51,15 @@ def cases() -> Iterator[tuple[str, Arguments]]:
     yield "an unaligned address", (out, x[1:], None, 0.5, *plain)
     yield "an unaligned result", (out[3:], x, None, 0.5, *plain)
     yield "a tensor for None", (out, x, x, 0.5, *plain)
-    for name, stride in (("one", 1), ("zero", 0), ("a multiple of 16", 48), ("64 bits", 2**31), ("-1", -1)):
+    for name, stride in (
+        ("one", 1),
+        ("zero", 0),
+        ("a multiple of 16", 48),
+        ("64 bits", 2**31),
+        ("more of 64 bits", 2**31 + 16),
+        ("odd 64 bits", 2**31 + 5),
+        ("-1", -1),
+    ):
         yield f"a stride of {name}", (out, x, None, 0.5, 37, stride, None, none)
     yield "a number for None", (out, x, None, 0.5, 37, 5, 3, none)
     for name, source in (

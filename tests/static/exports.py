@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sd3par.config import ParallelConfig
-from sd3par.static.export import Target, export
 from sd3par.weights import ModelFiles, open_model
 from sd3par.weights.manifest import Limits
-from tests.pipeline_cases import random_files
 
 LIMITS = Limits(side=256, images=4, text=128)
 _BASE: dict[str, Any] = dict(num_inference_steps=2, seed=3, progress=False, output_type="latent")
@@ -28,14 +28,23 @@ def options(name: str) -> dict[str, Any]:
     return dict(max_sequence_length=64) | _BASE | CASES[name]
 
 
+def start() -> np.ndarray:
+    """Returns a picture to begin with, [64, 80, 3] uint8."""
+    return np.arange(64 * 80 * 3).reshape(64, 80, 3).astype(np.uint8)
+
+
 def write(folder: Path, parallel: ParallelConfig = ParallelConfig(), trained: bool = False) -> Path:
     """Exports the bundled model, with its own weights or random ones, for the CPU; returns the folder."""
+    from sd3par.static.export import Target, export  # not above: a process without the model's code reads this file
+
     export(files(trained), folder, Target(parallel, "float32", "cpu"), LIMITS)
     return folder
 
 
 def files(trained: bool) -> ModelFiles:
     """Returns what is exported: random weights do not magnify rounding as trained ones with guidance do."""
+    from tests.pipeline_cases import random_files
+
     return open_model("tiny") if trained else random_files()
 
 

@@ -89,7 +89,10 @@ def check(name: str, program: Any, function: Callable[..., Any], given: list[Ten
     wanted = listed(function(*[x.clone() for x in given]))
     wrong = different(made, wanted)
     own, eager = times([lambda: run(program, given), lambda: function(*given)], target)
-    print(f"{'FAIL' if wrong else 'PASS'} {name:<44} program {own:8.4f} ms  eager {eager:8.4f} ms  {own / eager:5.3f} {wrong}", flush=True)
+    print(
+        f"{'FAIL' if wrong else 'PASS'} {name:<44} program {own:8.4f} ms  eager {eager:8.4f} ms  {own / eager:5.3f} {wrong}",
+        flush=True,
+    )
     return name, wrong
 
 
@@ -121,7 +124,9 @@ def _step(
 
 def random_model(layers: int, dtype: str) -> MMDiT:
     """SD3-medium with Gaussian weights, such that numbers neither vanish nor explode, on the current device."""
-    model = MMDiT(dataclasses.replace(MODEL, num_layers=layers, dual_attention_layers=(), qk_norm=None), Mesh.single(), dtype)
+    model = MMDiT(
+        dataclasses.replace(MODEL, num_layers=layers, dual_attention_layers=(), qk_norm=None), Mesh.single(), dtype
+    )
     model.eval()
     paddle.seed(0)
     for one in model.parameters():

@@ -90,7 +90,9 @@ class Memory:
             self.places.append((f"{kind} {number}", x.data_ptr(), x.size * x.element_size()))
 
     def at(self, address: int) -> tuple[object, ...]:
-        found = {(name, address - start) for name, start, size in self.places if start <= address < start + max(size, 1)}
+        found = {
+            (name, address - start) for name, start, size in self.places if start <= address < start + max(size, 1)
+        }
         return ("at", frozenset(found or {("scratch", 0)}))
 
 
@@ -109,7 +111,9 @@ def eager_values(source: Any, arguments: tuple[object, ...], memory: Memory) -> 
         elif isinstance(one, TensorDescriptor) or hasattr(one, "block_shape"):
             size = one.base.element_size()
             strides = [stride * size for stride in one.strides[:-1]]
-            found.append(("map", memory.at(one.base.data_ptr()), tuple(one.shape), tuple(strides), tuple(one.block_shape)))
+            found.append(
+                ("map", memory.at(one.base.data_ptr()), tuple(one.shape), tuple(strides), tuple(one.block_shape))
+            )
         else:
             found.append(one)
 
@@ -186,14 +190,30 @@ def compare(case: Case, sizes: dict[str, int], program: Any, kernels: list[Kerne
         kernel = kernels[int(number)]
         bytes_ = [bytes.fromhex(one) for one in values]
         grid = (int(x), int(y), int(z))
-        found.append(Launch(kernel.name, kernel.constants, grid, int(threads), int(shared), program_values(kernel.leaves, bytes_, memory)))
+        found.append(
+            Launch(
+                kernel.name,
+                kernel.constants,
+                grid,
+                int(threads),
+                int(shared),
+                program_values(kernel.leaves, bytes_, memory),
+            )
+        )
     launches.clear()
     results = case.function(*given)
     memory = Memory()
     memory.name(given, "input")
     memory.name(results, "result")
     wanted = [
-        Launch(source.fn.__name__, constants_of(source), tuple(grid), 32 * metadata.num_warps, metadata.shared, eager_values(source, arguments, memory))
+        Launch(
+            source.fn.__name__,
+            constants_of(source),
+            tuple(grid),
+            32 * metadata.num_warps,
+            metadata.shared,
+            eager_values(source, arguments, memory),
+        )
         for source, metadata, grid, arguments in launches
     ]
     shapes = [x.shape for x in made], [x.shape for x in results]
@@ -232,7 +252,11 @@ def main() -> None:
         for sizes in SIZES:
             found[f"{case.name} {sizes}"] = compare(case, sizes, program, kernels, launches)
             counts[case.name] = len(launches)
-    print(json.dumps({"wrong": {name: why for name, why in found.items() if why}, "checked": len(found), "launches": counts}))
+    print(
+        json.dumps(
+            {"wrong": {name: why for name, why in found.items() if why}, "checked": len(found), "launches": counts}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ def _norms(image: Tensor, text: Tensor, mods: Tensor) -> list[Tensor]:
 def _norms_of_sums(image: Tensor, text: Tensor, x: Tensor, c: Tensor, mods: Tensor) -> list[Tensor]:
     _, _, gate, shift, scale, _ = mods[0, :, 5:11].unbind(1)
     scale_c, shift_c = mods[0, :, 15:].unbind(1)
-    return _flat(kernels.adaln([Stream(image, x, gate, ((scale, shift),)), Stream(text, c, gate, ((scale_c, shift_c),))]), 0)
+    return _flat(
+        kernels.adaln([Stream(image, x, gate, ((scale, shift),)), Stream(text, c, gate, ((scale_c, shift_c),))]), 0
+    )
 
 
 def _norm_of_a_sum(image: Tensor, x: Tensor, mods: Tensor) -> list[Tensor]:
@@ -85,7 +87,9 @@ def _two_norms_of_sums(image: Tensor, text: Tensor, x: Tensor, c: Tensor, mods: 
 
 def _norms_of_gated(image: Tensor, text: Tensor, x: Tensor, c: Tensor, mods: Tensor) -> list[Tensor]:
     shift, scale, gate = mods[0, :, 1:4].unbind(1)
-    return _flat(kernels.adaln([Stream(image, x, None, ((scale, shift),)), Stream(text, c, gate, ((scale, shift),))]), 0)
+    return _flat(
+        kernels.adaln([Stream(image, x, None, ((scale, shift),)), Stream(text, c, gate, ((scale, shift),))]), 0
+    )
 
 
 def _attention(image: Tensor, text: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Every (dp, mp, sp) of 1, 2 and 4 processes: programs give what eager code gives, on every rank, in fresh processes."""
+"""Every (dp, mp, sp) of 1, 2 and 4 processes: programs give what eager code gives, on all ranks, in fresh processes."""
 
 from __future__ import annotations
 
