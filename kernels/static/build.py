@@ -19,7 +19,7 @@ import sd3par
 from sd3par.config import require
 from sd3par.errors import ConfigError, Sd3parError, shorten
 from sd3par.kernels.cache import FileLock
-from sd3par.kernels.runtime import TESTED, triton
+from sd3par.kernels.runtime import TESTED
 
 if TYPE_CHECKING:
     from sd3par.kernels.static.stand_ins import Order
@@ -93,8 +93,17 @@ def kernels(file: Path, order: Order) -> None:
     shutil.copyfile(kept, file)
 
 
+def triton_version() -> str | None:
+    """Returns the version of Triton that compiles the kernels, None where there is none."""
+    try:
+        import triton
+    except ImportError:
+        return None
+    return str(triton.__version__)
+
+
 def _compile_kernels(made: Path, order: str) -> None:
-    version = None if triton is None else triton.__version__
+    version = triton_version()
     tested = version is not None and version.startswith(f"{TESTED}.")
     require(tested, "Triton", version, f"{TESTED}, to compile kernels: python -m pip install 'triton=={TESTED}.*'")
     part = made.with_name(f"{made.name}.{os.getpid()}")
