@@ -73,6 +73,7 @@ def _compile(made: Path) -> None:
         f"-L{root}/base",
         f"-L{root}/libs",
     ]
+    places += [f"-fmacro-prefix-map={SOURCE}=sd3par", f"-fmacro-prefix-map={root}=paddle"]  # for messages
     sources = sorted(str(one) for one in SOURCE.glob("*.cc"))
     _run([str(compiler), *_FLAGS, *places, *sources, "-o", str(part), *_LINKED], LIBRARY)
     part.replace(made)
