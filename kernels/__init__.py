@@ -153,6 +153,8 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linears(products: list[Product], gelu: bool = False) -> list[Tensor]:
     """Products of streams, x: [R, T, K] each -> [R, T, N] each, or their GELU; two small ones in one launch."""
+    if traced(products[0].x) and calls.pairs(products):
+        return calls.linear_pair(products, gelu)
     if worth_a_pair(products):
         return linear_pair(products, gelu)
     return [(linear_gelu if gelu else linear)(*one) for one in products]

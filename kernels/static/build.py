@@ -31,7 +31,7 @@ _FLAGS = (
     "-DPADDLE_WITH_CUSTOM_DEVICE",
 )  # fmt: skip
 # Paddle's statics point into it when the process ends: it stays in memory.
-_LINKED = ("-Wl,-z,nodelete", "-l:libpaddle.so", "-l:libphi_core.so", "-l:libcommon.so", "-ldl")
+_LINKED = ("-Wl,-z,nodelete", "-l:libpaddle.so", "-l:libphi.so", "-l:libphi_core.so", "-l:libcommon.so", "-ldl")
 _WAIT_S = 300.0  # for another process that builds
 
 

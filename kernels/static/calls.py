@@ -14,8 +14,10 @@ from paddle import Tensor
 from sd3par.config import require
 from sd3par.kernels.adaln import Stream
 from sd3par.kernels.group_norm_silu import MAX_CHANNELS
+from sd3par.kernels.linear import Product
 from sd3par.kernels.runtime import next_power_of_2
 from sd3par.kernels.static import origin
+from sd3par.kernels.static.state import target
 
 _NONE = (-1, -1)  # the line of a vector that is not there
 _VECTORS = 5  # of a stream: a gate, and one or two modulations
@@ -90,6 +92,21 @@ def guidance_euler(latents: Tensor, uncond: Tensor | None, cond: Tensor, guidanc
 def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
     """`kernels.linear` or `kernels.linear_gelu` of x: [..., in]: Paddle's own operator, which cuBLASLt runs."""
     return paddle._C_ops.fused_gemm_epilogue(x, weight, bias, False, False, "gelu" if gelu else "none")[0]
+
+
+def pairs(products: list[Product]) -> bool:
+    """Returns whether two products may be done in one launch, x: [R, T, K] each, if they turn out to be small."""
+    aim = target()
+    if len(products) != 2 or aim is None or not any(one // 10 == 9 for one in aim.architectures):
+        return False
+    (_, weight, bias), (_, weight2, bias2) = products
+    whole = all(side % 64 == 0 for side in weight.shape)
+    return whole and bias is not None and bias2 is not None and weight.shape == weight2.shape
+
+
+def linear_pair(products: list[Product], gelu: bool) -> list[Tensor]:
+    """`kernels.linears` of two products, x: [R, T, K] each."""
+    return _operator("linear_pair", *products[0], *products[1], gelu)
 
 
 def convolves(x: Tensor) -> bool:

@@ -55,6 +55,15 @@ def planned(tiles: int, blocks: int, programs: int) -> tuple[int, int, int, int]
     return tuple(found)  # type: ignore[return-value]
 
 
+def tiles(rows: list[int], terms: int, columns: int, programs: int) -> list[int]:
+    """Returns the numbers of the table of tiles as the library makes it, for products [M, terms] x [terms, columns]."""
+    room = 1 << 20
+    found, given = (ctypes.c_int64 * room)(), (ctypes.c_int64 * len(rows))(*rows)
+    count = map(ctypes.c_int64, (len(rows), terms, columns, programs))
+    _loaded[0].sd3par_tiles.restype = ctypes.c_int64
+    return list(found[: _loaded[0].sd3par_tiles(given, *count, found, ctypes.c_int64(room))])
+
+
 def _call(name: str, *arguments: object) -> None:
     why = ctypes.create_string_buffer(_TEXT)
     if getattr(_loaded[0], name)(*arguments, why, c_size_t(_TEXT)) != 0:

@@ -19,6 +19,8 @@ from sd3par.kernels.conv import conv3x3_triton, upsample_conv3x3_triton
 from sd3par.kernels.gated_sum import gated_sum_triton
 from sd3par.kernels.group_norm_silu import PARTS, TILE, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_triton
+from sd3par.kernels.linear import Product
+from sd3par.kernels.linear_hopper import SHAPES, Rectangle, linear_hopper
 from sd3par.kernels.patch_embed import patch_embed_triton
 from sd3par.kernels.qkv import split_heads_triton
 from sd3par.kernels.runtime import next_power_of_2
@@ -54,6 +56,8 @@ def call_all(order: Order, architecture: int) -> None:
     """Calls every wrapper that programs of the order replace, in all ways that they differ in what is compiled."""
     model, zeros = order.model, partial(paddle.zeros, dtype=order.dtype)
     _call_norms(model, zeros)
+    if architecture // 10 == 9:
+        _call_pairs(zeros)
     for heads in order.heads:
         _call_attention(model, heads, architecture, zeros)
     _call_ends(model, zeros)
@@ -77,6 +81,15 @@ def _call_norms(model: ModelConfig, zeros: partial[paddle.Tensor]) -> None:
     adaln_triton([Stream(image, image, None, once), Stream(text, text, vector, once)])
     adaln_triton([Stream(image, image, None, once)])
     gated_sum_triton(image, vector, image, vector, None)
+
+
+def _call_pairs(zeros: partial[paddle.Tensor]) -> None:
+    """Two products in one launch, by tiles of all shapes; kernels are the same for all sizes."""
+    product = Product(zeros([_IMAGE, 256]), zeros([256, 256]), zeros([256]))
+    rectangles = [Rectangle(number, 0, _IMAGE, 0, 256, product.x.data_ptr(), 256) for number in range(2)]
+    for gelu in (False, True):
+        for shape in SHAPES:
+            linear_hopper([product] * 2, rectangles, gelu, shape)
 
 
 def _call_attention(model: ModelConfig, heads: int, architecture: int, zeros: partial[paddle.Tensor]) -> None:

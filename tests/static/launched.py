@@ -96,9 +96,10 @@ class Memory:
         return ("at", frozenset(found or {("scratch", 0)}))
 
 
-def eager_values(source: Any, arguments: tuple[object, ...], memory: Memory) -> tuple[object, ...]:
-    """The values of an eager launch, constants left out, in the order of the file's leaves."""
+def eager_values(source: Any, metadata: Any, arguments: tuple[object, ...], memory: Memory) -> tuple[object, ...]:
+    """The values of an eager launch, constants left out, in the order of the file's leaves; boxes as Triton has them."""
     found: list[object] = []
+    boxes = iter([one["block_size"] for one in metadata.tensordesc_meta or ()])
 
     def walk(one: object) -> None:
         if isinstance(one, tuple):
@@ -111,9 +112,8 @@ def eager_values(source: Any, arguments: tuple[object, ...], memory: Memory) -> 
         elif isinstance(one, TensorDescriptor) or hasattr(one, "block_shape"):
             size = one.base.element_size()
             strides = [stride * size for stride in one.strides[:-1]]
-            found.append(
-                ("map", memory.at(one.base.data_ptr()), tuple(one.shape), tuple(strides), tuple(one.block_shape))
-            )
+            box = tuple(next(boxes))
+            found.append(("map", memory.at(one.base.data_ptr()), tuple(one.shape), tuple(strides), box))
         else:
             found.append(one)
 
@@ -137,7 +137,8 @@ def program_values(leaves: list[str], values: list[bytes], memory: Memory) -> tu
         elif kind == "t":
             found.append(map_of(next(given), rest, given, memory))
         else:
-            found.append(int.from_bytes(next(given), "little", signed=True))
+            number = int.from_bytes(next(given), "little", signed=True)
+            found.append(memory.at(number) if number >= ADDRESS else number)
     assert [int.from_bytes(one, "little") for one in given] == [0, 0]  # both addresses of scratch memory
     return tuple(found)
 
@@ -212,7 +213,7 @@ def compare(case: Case, sizes: dict[str, int], program: Any, kernels: list[Kerne
             tuple(grid),
             32 * metadata.num_warps,
             metadata.shared,
-            eager_values(source, arguments, memory),
+            eager_values(source, metadata, arguments, memory),
         )
         for source, metadata, grid, arguments in launches
     ]

@@ -151,6 +151,18 @@ def _map_norm_silu(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
     return [kernels.group_norm_silu(x, MAPS.groups, weight, bias, MAPS.epsilon, True)]
 
 
+def _linear_pair(x: Tensor, weight: Tensor, bias: Tensor, c: Tensor, weight_c: Tensor, bias_c: Tensor) -> list[Tensor]:
+    return kernels.linears([kernels.Product(x, weight, bias), kernels.Product(c, weight_c, bias_c)])
+
+
+def _gelu_pair(x: Tensor, weight: Tensor, bias: Tensor, c: Tensor, weight_c: Tensor, bias_c: Tensor) -> list[Tensor]:
+    return kernels.linears([kernels.Product(x, weight, bias), kernels.Product(c, weight_c, bias_c)], gelu=True)
+
+
+PAIR = {
+    "x": IMAGE, "weight": ("half", (DIM, 1536)), "bias": ("half", (1536,)),
+    "c": TEXT, "weight_c": ("half", (DIM, 1536)), "bias_c": ("half", (1536,)),
+}  # fmt: skip
 CASES = (
     Case("norms", _norms, {"image": IMAGE, "text": TEXT, "mods": MODS}),
     Case("norms of sums", _norms_of_sums, {"image": IMAGE, "text": TEXT, "x": IMAGE, "c": TEXT, "mods": MODS}),
@@ -179,6 +191,8 @@ CASES = (
          {"x": ("half", ("R", "H", "W", 256)), "weight": ("half", (4, 256, 2, 2, 256)), "bias": ("half", (256,))}),
     Case("norm of a map", _map_norm, {"x": MAP, "weight": ("half", (128,)), "bias": ("half", (128,))}),
     Case("SiLU of a norm", _map_norm_silu, {"x": MAP, "weight": ("half", (128,)), "bias": ("half", (128,))}),
+    Case("two linears", _linear_pair, PAIR),
+    Case("two linears with a GELU", _gelu_pair, PAIR),
     Case("linear", _linear, {"x": IMAGE, "weight": ("half", (DIM, 512)), "bias": ("half", (512,))}),
 )  # fmt: skip
 

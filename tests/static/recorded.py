@@ -20,7 +20,7 @@ from sd3par.static.program import Program
 from tests.static import gpu_operators, launched
 from tests.static.operator_cases import MODEL
 
-DTYPE, SIZES = "bfloat16", {"T": 1500, "C": 77}  # too many for two products in one launch
+DTYPE, SIZES = "bfloat16", {"T": 256, "C": 77}
 
 
 def used(log: Path, own: list[paddle.Tensor]) -> set[int]:

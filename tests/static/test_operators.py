@@ -16,8 +16,11 @@ import paddle
 import pytest
 
 from sd3par import ConfigError
+from sd3par.kernels import linear_hopper_tiles as tiles
 from sd3par.kernels import runtime, static
 from sd3par.kernels.attention_hopper_split import planned, programs_of
+from sd3par.kernels.linear_hopper import SHAPES
+from sd3par.kernels.linear_hopper_tiles import Rectangle, choose
 from sd3par.kernels.static import build, library, table
 from tests.static.operator_cases import CASES, MODEL, save
 
@@ -100,6 +103,19 @@ def test_plans_are_those_of_eager_code() -> None:
         plan = planned(tiles, blocks, programs)
         wanted = (*plan, programs_of(plan, tiles, programs))
         assert library.planned(tiles, blocks, programs) == wanted, (tiles, blocks, programs)
+
+
+def test_tiles_of_two_products_are_those_of_eager_code() -> None:
+    library.register(build.library())
+    numbers = random.Random(0)
+    for _ in range(60):
+        rows, programs = [numbers.randint(1, 2600), numbers.randint(1, 700)], numbers.choice((78, 114, 132))
+        terms, columns = 64 * numbers.randint(1, 96), 64 * numbers.choice((1, 3, 24, 36, 72, 96))
+        whole = [Rectangle(stream, 0, count, 0, columns, 0, columns) for stream, count in enumerate(rows)]
+        shape = choose(whole, terms // 64, SHAPES, programs)
+        wanted = tiles.table(whole, terms // 64, columns, shape, programs)
+        found = library.tiles(rows, terms, columns, programs)
+        assert found == wanted.flatten().tolist(), (rows, terms, columns, programs)
 
 
 def test_programs_hold_operators_and_nothing_of_the_copies_that_views_would_be(tmp_path: Path) -> None:
