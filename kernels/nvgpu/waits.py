@@ -13,6 +13,7 @@ from sd3par.kernels.nvgpu.info import call
 def skipped() -> Iterator[None]:
     """Within it, a wait for a stream that is captured returns at once, where it would fail; all others wait.
 
+    Events are not recorded on such a stream: those of a program are for Paddle's own waits.
     What a program copies to the host is refused as ever.
 
     Raises:

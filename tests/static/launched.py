@@ -97,7 +97,7 @@ class Memory:
 
 
 def eager_values(source: Any, metadata: Any, arguments: tuple[object, ...], memory: Memory) -> tuple[object, ...]:
-    """The values of an eager launch, constants left out, in the order of the file's leaves; boxes as Triton has them."""
+    """The values of an eager launch, constants left out, in the order of the leaves; boxes as Triton has them."""
     found: list[object] = []
     boxes = iter([one["block_size"] for one in metadata.tensordesc_meta or ()])
 

@@ -117,7 +117,10 @@ C_Status CreateEvent(const C_Device device, C_Event* event) {
   });
 }
 
+// Paddle records events in each run of a program, and waits for them when the process ends. One that was recorded in a
+// capture last cannot be waited for: CUDA calls it invalid then, and the process would abort.
 C_Status RecordEvent(const C_Device device, C_Stream stream, C_Event event) {
+  if (skipping > 0 && IsRecorded(Cuda(stream))) return C_SUCCESS;
   return On(device, "cudaEventRecord", [&] { return cudaEventRecord(Cuda(event), Cuda(stream)); });
 }
 
