@@ -54,6 +54,7 @@ def load(model: str | Path, parallel: ParallelConfig, dtype: str = "auto") -> tu
 
 def write(options: argparse.Namespace, parallel: ParallelConfig, folder: Path, card: Device) -> dict[str, Any]:
     """Exports for a mesh; returns seconds, and bytes of all files and of the parameters among them."""
+    shutil.rmtree(folder, ignore_errors=True)  # what a run left that was ended
     files, begin = weights.open_model(f"random:{options.model}", text_encoders=False), time.perf_counter()
     kind = "cpu" if card.kind == "cpu" else "cuda"
     target = Target(parallel, card.dtype, kind, () if kind == "cpu" else tuple(options.arch))
