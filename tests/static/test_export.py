@@ -16,9 +16,9 @@ import pytest
 
 from sd3par.config import ParallelConfig
 from sd3par.errors import CheckpointError, ConfigError
-from sd3par.mesh import TracedMesh
 from sd3par.pipeline import SD3Pipeline
 from sd3par.static.export import Target, export
+from sd3par.static.mesh import TracedMesh
 from sd3par.static.write import PARAMETERS, collectives
 from sd3par.weights import manifest, open_model
 from sd3par.weights.manifest import MANIFEST, Manifest
