@@ -1,4 +1,4 @@
-"""Kernels inside static programs: operators of Paddle in C++ that launch what Triton compiled when the program was written.
+"""Kernels inside static programs: operators of Paddle in C++ that launch what Triton compiled ahead of time.
 
 While a program is traced (`tracing`), kernels/__init__.py writes these operators into it. `write_operators` puts beside
 it what runs them: one library, and one file of compiled kernels. Neither needs Python, Triton or a compiler. A program
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sd3par.config import ModelConfig, require
-from sd3par.kernels import runtime
 from sd3par.kernels.static import build, library, stand_ins
+from sd3par.kernels.static.build import triton_version
 from sd3par.kernels.static.stand_ins import Maps
 from sd3par.kernels.static.state import Target, targeted
 
@@ -103,8 +103,3 @@ def load_operators(folder: Path) -> None:
     if (folder / build.KERNELS).is_file():
         library.open_kernels(folder / build.KERNELS)
         library.check_device()
-
-
-def triton_version() -> str | None:
-    """Returns the version of Triton that compiles the kernels, None where there is none."""
-    return None if runtime.triton is None else str(runtime.triton.__version__)

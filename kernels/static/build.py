@@ -19,7 +19,7 @@ import sd3par
 from sd3par.config import require
 from sd3par.errors import ConfigError, Sd3parError, shorten
 from sd3par.kernels.cache import FileLock
-from sd3par.kernels.runtime import TESTED, triton
+from sd3par.kernels.runtime import TESTED
 
 if TYPE_CHECKING:
     from sd3par.kernels.static.stand_ins import Order
@@ -73,6 +73,7 @@ def _compile(made: Path) -> None:
         f"-L{root}/base",
         f"-L{root}/libs",
     ]
+    places += [f"-fmacro-prefix-map={SOURCE}=sd3par", f"-fmacro-prefix-map={root}=paddle"]  # for messages
     sources = sorted(str(one) for one in SOURCE.glob("*.cc"))
     _run([str(compiler), *_FLAGS, *places, *sources, "-o", str(part), *_LINKED], LIBRARY)
     part.replace(made)
@@ -93,8 +94,17 @@ def kernels(file: Path, order: Order) -> None:
     shutil.copyfile(kept, file)
 
 
+def triton_version() -> str | None:
+    """Returns the version of Triton that compiles the kernels, None where there is none."""
+    try:
+        import triton
+    except ImportError:
+        return None
+    return str(triton.__version__)
+
+
 def _compile_kernels(made: Path, order: str) -> None:
-    version = None if triton is None else triton.__version__
+    version = triton_version()
     tested = version is not None and version.startswith(f"{TESTED}.")
     require(tested, "Triton", version, f"{TESTED}, to compile kernels: python -m pip install 'triton=={TESTED}.*'")
     part = made.with_name(f"{made.name}.{os.getpid()}")

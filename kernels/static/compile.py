@@ -26,7 +26,7 @@ _PROCESSORS, _SHARED = 132, 232448  # of a GPU that is not there; what is compil
 
 
 def driver(architecture: int, made: list[Any]) -> Any:
-    """Returns a driver for a GPU of an architecture: Triton compiles for it, launches are lost, kernels go to `made`."""
+    """Returns a driver for a GPU that is not there: Triton compiles for it, launches are lost, kernels go to `made`."""
 
     def launcher(source: Any, metadata: Any) -> Any:  # asked for once a kernel, before its code is loaded
         made.append(SimpleNamespace(src=source, metadata=metadata, asm={}))
@@ -63,7 +63,10 @@ def read(text: str) -> Order:
     """Returns the order of a JSON object."""
     given = json.loads(text)
     model = parse_config(ModelConfig, given["model"], "model")
-    maps = given["maps"] and Maps(*(tuple(one) if isinstance(one, list) else one for one in given["maps"]))
+    maps: Maps | None = None
+    if given["maps"] is not None:
+        groups, epsilon, channels, outputs = given["maps"]
+        maps = Maps(groups, epsilon, tuple(channels), tuple(outputs))
     return Order(given["dtype"], tuple(given["architectures"]), model, tuple(given["heads"]), maps)
 
 

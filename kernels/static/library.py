@@ -58,4 +58,5 @@ def planned(tiles: int, blocks: int, programs: int) -> tuple[int, int, int, int]
 def _call(name: str, *arguments: object) -> None:
     why = ctypes.create_string_buffer(_TEXT)
     if getattr(_loaded[0], name)(*arguments, why, c_size_t(_TEXT)) != 0:
-        raise ConfigError("export", why.value.decode(errors="replace"), "kernels that this version can read")
+        text = why.value.decode(errors="replace").rsplit("sd3par operators: ", 1)[-1]
+        raise ConfigError("export", text, "kernels that its own library can read")

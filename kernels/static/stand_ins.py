@@ -30,8 +30,8 @@ _ROWS = 2
 class Maps(NamedTuple):
     """An autoencoder's maps, as its kernels know them.
 
-    groups: of its norms; epsilon: of the same; channels: of all maps that convolutions take; outputs: of those maps that
-    they give and do not take, pictures.
+    groups: of its norms; epsilon: of the same; channels: of all maps that convolutions take; outputs: of those maps
+    that they give and do not take, pictures.
     """
 
     groups: int
@@ -41,7 +41,7 @@ class Maps(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What to compile: for half precision `dtype`, compute capabilities, a transformer, heads of ranks, maps or none."""
+    """What to compile: for tensors of `dtype`, capabilities of GPUs, a transformer, heads of ranks, maps or none."""
 
     dtype: str
     architectures: tuple[int, ...]

@@ -1,7 +1,7 @@
-"""What programs launch and what the same functions launch eagerly, on the dry device: python -m tests.static.launched DIR
+"""What programs launch, and what the same functions do eagerly, on the dry device: python -m tests.static.launched DIR
 
 Prints one JSON object: case and size -> "" where all launches are alike, else how they differ. LD_LIBRARY_PATH names a
-folder with the dry driver (static_cuda.cc), and DRY_LAUNCHES the file in which it notes launches.
+folder with the dry driver (dry_cuda.cc), and DRY_LAUNCHES the file in which it notes launches.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Kernel(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """What was launched, on which grid, with which values: None, numbers, ("at", what lies there), or parts of a map."""
+    """What was launched, on which grid, with which values: None, a number, ("at", what lies there), parts of a map."""
 
     name: str
     constants: str

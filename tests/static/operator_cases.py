@@ -1,4 +1,4 @@
-"""Every operator that programs for GPUs hold: a function of `kernels` as the model calls it, and sizes to call it at."""
+"""Every operator that programs for GPUs hold: a function of `kernels`, as the model calls it, and sizes for it."""
 
 from __future__ import annotations
 

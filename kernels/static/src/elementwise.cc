@@ -23,7 +23,7 @@ std::vector<Tensor> PatchEmbed(const Tensor& latents, const Tensor& weight, cons
   }
   auto& kernel = gpu.Find("_patch_embed", arguments, {{"DIM", dim}, {"COPIES", 1}});
   auto across = DivideUp(dim, kernel["OUTPUTS"] * kernel["TIMES"]);
-  gpu.Launch(kernel, across, DivideUp(tokens, kernel["TOKENS"]), images, arguments);
+  gpu.Launch(kernel, images, across, DivideUp(tokens, kernel["TOKENS"]), arguments);
   return {out};
 }
 
@@ -80,19 +80,18 @@ std::vector<Shape> GatedShape(const Shape& x, const Shape&, const std::vector<Sh
 
 std::vector<DataType> GatedType(const DataType& x, const DataType&, const std::vector<DataType>&) { return {x}; }
 
-// packed: [R, T, 3 * heads * head_dim], whose q and k are normed in place; weights: [head_dim].
+// packed: [R, T, 3 * heads * head_dim], whose q and k are normed in place: nothing else reads a projection; weights:
+// [head_dim]. The result is the same memory.
 std::vector<Tensor> NormHeads(const Tensor& packed, const Tensor& norm_q, const Tensor& norm_k) {
   Gpu gpu(packed);
   auto shape = ShapeOf(packed);
   std::int64_t dim = norm_q.numel(), tokens = shape[1], width = shape[2], heads = width / (3 * dim);
   Require(heads * 3 * dim == width, "split_heads: [R, T, 3 * heads * head_dim]");
-  Tensor out = Empty(shape, packed);
-  gpu.Copy(packed, &out);
-  Arguments arguments = {Pointer(out), Pointer(norm_q), Pointer(norm_k)};
+  Arguments arguments = {Pointer(packed), Pointer(norm_q), Pointer(norm_k)};
   for (auto number : {tokens * 2 * heads, tokens * width, width}) arguments.push_back(number);
   auto& kernel = gpu.Find("_norm_heads", arguments, {{"HEADS", heads}, {"DIM", dim}});
   gpu.Launch(kernel, DivideUp(tokens * 2 * heads, kernel["BLOCK"]), shape[0], 1, arguments);
-  return {out};
+  return {packed};
 }
 
 std::vector<Shape> HeadsShape(const Shape& packed, const Shape&, const Shape&) { return {packed}; }

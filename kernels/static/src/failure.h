@@ -1,4 +1,4 @@
-// How everything here fails: with a line of words in Paddle's own exception, since any other ends the process where a
+// How everything here fails: with a line of words, in Paddle's own exception, since any other ends the process where a
 // program runs.
 #pragma once
 

@@ -83,14 +83,15 @@ Place ReadLine(const std::string& line, Kernel* kernel) {
 
 std::vector<Kernel> ReadFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) Fail(path + ": no such file, which holds the compiled kernels");
+  std::string name = path.substr(path.rfind('/') + 1);
+  if (!file) Fail("there is no " + name + ", which holds the compiled kernels, beside the library");
   std::string first, magic;
   std::getline(file, first);
   std::istringstream head(first);
   int version = 0, count = 0;
   head >> magic >> version >> count;
   if (magic != kMagic || version != kVersion) {
-    Fail(path + ": version " + std::to_string(version) + "; this library reads version " + std::to_string(kVersion));
+    Fail(name + " is of version " + std::to_string(version) + "; this library reads " + std::to_string(kVersion));
   }
   std::vector<Kernel> kernels(count);
   std::vector<Place> places;
@@ -104,7 +105,7 @@ std::vector<Kernel> ReadFile(const std::string& path) {
     kernels[i].cubin.resize(places[i].size);
     file.seekg(begin + static_cast<std::streamoff>(places[i].offset));
     file.read(&kernels[i].cubin[0], static_cast<std::streamsize>(places[i].size));
-    if (!file) Fail(path + ": shorter than it says it is");
+    if (!file) Fail(name + " is shorter than it says it is");
   }
   return kernels;
 }

@@ -109,3 +109,10 @@ DRIVER cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsign
   std::fclose(file);
   return 0;
 }
+
+// What the rest of this project asks the driver.
+DRIVER cuCtxSynchronize() { return 0; }
+DRIVER cuCtxGetCurrent(void** context) {
+  *context = reinterpret_cast<void*>(1L);
+  return 0;
+}
