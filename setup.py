@@ -33,12 +33,16 @@ NVGPU = [
     "nvidia-cuda-nvrtc~=13.0.48",  # cuBLAS and cuDNN compile some kernels when they run
     "triton~=3.6.0",  # 3.9 launches on CUDA's default stream instead of Paddle's when there is no torch
 ]
+# Draws `sd3par bench plot`: nothing else needs it, and it brings ten packages.
+PLOT = ["matplotlib>=3.9"]
 EXTRAS = {
+    "plot": PLOT,
+    "profile": ["nvtx>=0.2.10"],  # names ranges for Nsight Systems; its API has no other way from Python
     "spiece": SPIECE,
     "nvgpu": NVGPU,
     # setuptools: the packaging tests build wheels without the network. pytest-timeout: a hang is a failure.
     # pytest-xdist: most tests use one core or wait for processes; on two cores all take 7.5 minutes in place of 9.
-    "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "setuptools>=70.1", *SPIECE],
+    "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "setuptools>=70.1", *SPIECE, *PLOT],
     "dev": ["ruff>=0.17,<0.18", "mypy>=2.4,<3"],
     # Only to make the golden files anew; no test needs them.
     "oracle": ["torch>=2.6", "diffusers>=0.42", "transformers>=5"],

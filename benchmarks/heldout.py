@@ -1,7 +1,7 @@
 """Do the bundled model's pictures show what was asked for? python -m benchmarks.heldout
 
-Renders prompts whose combination of shape, colour and background was never trained, reads the pictures back with
-tests/shapes.py, and appends a row with the share that is right. --sheet FILE also draws ten of them on one sheet.
+Renders prompts whose combination of shape, colour and background was never trained, reads the pictures back as
+launch/bench/shapes.py does, and appends a row with the share that is right. --sheet FILE draws ten on one sheet.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from benchmarks.record import Run
+from sd3par.launch.bench.shapes import describe, heldout_prompts
 from sd3par.launch.environment import prepare_process
-from tests.shapes import describe, heldout_prompts
 
 COLUMNS, MARGIN, CAPTION, SCALE = 5, 8, 26, 2
 

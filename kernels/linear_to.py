@@ -14,6 +14,13 @@ from sd3par.kernels.runtime import empty, takes
 
 # Of both streams together. Measured on H200 with 1536 columns: with 2714 rows the pair in one launch takes 0.85 to 1.02
 # of what cuBLASLt takes for one after the other, with 1357 rows 0.72 to 0.92, with 4429 rows 1.02 to 1.07.
+# What did not help at 4429 rows, one row at 1024 x 1024, in a recorded step of SD3-medium (single measurements of one
+# run, which ended in an illegal instruction later on, not explained): cuBLASLt 16.41 ms; the pair 16.83, with a tile's
+# line of the table asked for a tile ahead; the pair with its last round of tiles dealt out along K, sums meeting in
+# memory, 18.9. Pairs were launched while the kernel before ended (programmatic dependent launch), which changed nothing
+# for the dealt-out pair (18.84 without), nor for norms and attention beside cuBLASLt (16.46). On a hot card at 690 W a
+# pair of the MLP's products ran at 1.61 to 1.62 GHz, cuBLASLt's at 1.46 to 1.48 and still faster: the pair's tensor
+# cores wait more. cuBLASLt offers 8 algorithms for each of these products, all of which are timed.
 MOST_ROWS = 2816
 
 

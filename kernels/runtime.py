@@ -45,7 +45,12 @@ _log = logging.getLogger(__name__)
 
 
 def jit(function: Callable[..., None]) -> Any:
-    """Marks a Triton kernel; without Triton it stays what it is, and is never launched."""
+    """Marks a Triton kernel; without Triton it stays what it is, and is never launched.
+
+    A trap of Triton 3.6, Gluon's kernels included: what a loop carries and nothing needs but the ends of a loop inside
+    keeps its first value. `for i in range(n): for j in range(m): ...; m = tl.load(p + i)` runs with the first m always.
+    Any other use of m in the inner loop helps, in a coordinate or a mask; so does an end computed in the same turn.
+    """
     return function if triton is None else triton.jit(function)
 
 

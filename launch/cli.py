@@ -19,7 +19,7 @@ Stable Diffusion 3 on PaddlePaddle: one picture on many devices, the same pictur
 commands:
   generate PROMPT  draws pictures, on one device or on several
   export           writes a model as static graphs, for deployment
-  bench            says which mesh is fastest here
+  bench KIND       measures this machine: meshes, batch, size, steps, ... and draws plots
   doctor           says what works on this machine, and what to do about the rest
   show FILE        prints how a picture was made
 
@@ -80,7 +80,7 @@ def export(argv: Sequence[str]) -> int:
 
 def bench(argv: Sequence[str]) -> int:
     """Measures this machine."""
-    from sd3par.launch.bench import main as measure
+    from sd3par.launch.bench.command import main as measure
 
     return measure(argv)
 

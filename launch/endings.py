@@ -16,13 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from sd3par.errors import Cancelled, CheckpointError, ConfigError, RankFailure, Sd3parError, shorten
+from sd3par.errors import (
+    Cancelled,
+    CheckpointError,
+    ConfigError,
+    RankFailure,
+    Sd3parError,
+    is_out_of_memory,
+    shorten,
+)
 from sd3par.launch.environment import USELESS_WARNINGS
 
 DONE, INTERNAL, REFUSED, RANK_FAILURE, INTERRUPTED, TERMINATED = 0, 1, 2, 75, 130, 143
 # Paddle's launcher sends SIGTERM to all because one rank is lost; the watchdog says which one within that time.
 _NEWS_S = 1.0
-_OUT_OF_MEMORY = "out of memory"
 
 
 class Terminated(KeyboardInterrupt):
@@ -121,14 +128,9 @@ def reason_of(error: BaseException, debug: bool = False) -> str:
     from sd3par.watchdog import describe
 
     text = describe(error)
-    if is_out_of_memory(text) or isinstance(error, MemoryError):
-        return f"{_OUT_OF_MEMORY}: smaller pictures, a larger --mp_size, or --no_t5 need less ({text})"
+    if is_out_of_memory(error):
+        return f"out of memory: smaller pictures, a larger --mp_size, or --no_t5 need less ({text})"
     return f"internal error: {text}" + ("" if debug else "; --debug shows the traceback")
-
-
-def is_out_of_memory(reason: str) -> bool:
-    """Whether a reason, as `reason_of` writes it or as another rank tells it, is that memory did not suffice."""
-    return _OUT_OF_MEMORY in reason.lower() or "ResourceExhausted" in reason
 
 
 class _Lines(logging.Handler):

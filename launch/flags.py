@@ -125,6 +125,8 @@ def _result(group: Group) -> None:
 
 def _trouble(group: Group) -> None:
     group.switch("debug", "show the traceback of an error")
+    group.switch("nvtx", "name ranges (encode, denoise, step, decode, with --engine eager block) for Nsight Systems; "
+                 "needs pip install 'sd3par[profile]'")  # fmt: skip
     group.value("rank_timeout_s", "SECONDS", "end all processes when one has been silent for so long", number, 20.0)
     group.value("inference_optimize", "1", "accepted from commands written for PaddleMIX: here it is always on",
                 one_of(("1",)))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Measures one case of `sd3par bench`: the script that Paddle's launcher starts for it."""
+"""Measures some cases of `sd3par bench`: the script that Paddle's launcher starts for it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ if __name__ == "__main__":
     from sd3par.launch.environment import prepare_process
 
     prepare_process(int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
-    from sd3par.launch.bench_case import main
+    from sd3par.launch.bench.rank import main
 
     sys.exit(main())

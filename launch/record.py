@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
@@ -15,6 +16,14 @@ from typing import Any
 
 from sd3par import __version__
 
+# The columns of a CSV file, so that one takes the rows of many runs; what a row does not have stays empty.
+COLUMNS = (
+    "run_id", "when", "bench", "who", "model", "dtype", "engine", "dp", "mp", "sp", "world", "height", "width",
+    "text_tokens", "steps", "images", "guidance", "loop_s", "loop_min_s", "loop_p90_s", "image_s", "image_min_s",
+    "image_p90_s", "step_ms", "decode_s", "encode_s", "images_per_s", "images_per_s_per_gpu", "peak_gib",
+    "reserved_gib", "memory_gib", "spread", "repeats", "warm_ups", "case_s", "load_s", "transport", "oom", "failed",
+    "gpu", "cpu", "commit", "command",
+)  # fmt: skip
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "torch", "diffusers", "triton")
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,3 +84,12 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(row) + "\n")
+
+
+def append_csv(file: Path, row: Mapping[str, Any]) -> None:
+    """Appends a row's `COLUMNS` to a CSV file, with their names on top of a new one."""
+    with file.open("a", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, COLUMNS, extrasaction="ignore")
+        if lines.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)

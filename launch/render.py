@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from sd3par.config import MAX_SEED, GenerationRequest
 from sd3par.launch import report
 from sd3par.launch.job import Job
 from sd3par.launch.report import Run
+from sd3par.ranges import Nvtx, listening
 
 if TYPE_CHECKING:
     from sd3par.pipeline import SD3Pipeline
@@ -27,6 +29,11 @@ def render(job: Job) -> str:
         RankFailure: another process is lost.
         ConfigError: the disk is full.
     """
+    with listening(Nvtx()) if job.options.nvtx else nullcontext():
+        return _render(job)
+
+
+def _render(job: Job) -> str:
     begin = time.perf_counter()
     pipe = load(job)
     load_s = time.perf_counter() - begin

@@ -25,9 +25,11 @@ from sd3par.launch.flags import render_parser
 from sd3par.launch.job import Job
 
 SCRIPT = Path(__file__).with_name("text_to_image.py")
-_POLL_S, _GRACE_S = 0.1, 6.0
+POLL_S, _GRACE_S = 0.1, 6.0
 # What Paddle writes into every log, and nobody wants to read.
 _NOISE = re.compile(rb"=+( Modified FLAGS detected =+)?\s*$|FLAGS\(name=|[IW]\d{4} \d\d:\d\d")
+
+_WORDS = re.compile(r"^sd3par: error: \[rank (\d+)\] (.+)$", re.MULTILINE)
 
 
 def spawn(job: Job) -> int:
@@ -43,19 +45,10 @@ def spawn(job: Job) -> int:
     return _conclude(run(command, worker_environment(job.parallel.world, kind), folder), folder)
 
 
-def run(command: list[str], environment: dict[str, str], folder: Path, limit_s: float | None = None) -> int:
-    """Runs the launcher to its end, and returns its exit code; shows what rank 0 shows, unless its time is limited.
-
-    Raises:
-        TimeoutError: it took longer than `limit_s`; all its processes were ended.
-    """
-    with _started(command, environment, folder) as launcher:
-        if limit_s is None:
-            return _follow(launcher, folder / "log" / "workerlog.0")
-        try:
-            return launcher.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"took longer than {limit_s:g} s") from None
+def run(command: list[str], environment: dict[str, str], folder: Path) -> int:
+    """Runs the launcher to its end, and returns its exit code; shows what rank 0 shows."""
+    with started(command, environment, folder) as launcher:
+        return _follow(launcher, folder / "log" / "workerlog.0")
 
 
 def device_count(kind: str) -> int:
@@ -123,8 +116,8 @@ def worker_environment(world: int, kind: str) -> dict[str, str]:
 
 
 @contextmanager
-def _started(command: list[str], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts the launcher, and ends it with all its ranks if the block does not wait for its end."""
+def started(command: list[str], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts the launcher, and ends it with all its ranks, and takes `folder` away, if the block raises."""
     with open(folder / "launcher.log", "wb") as log:
         # Its own session: Ctrl-C in the terminal is for this process, which ends the others in order. The ranks inherit
         # stdin and end when it closes, also if this process is killed.
@@ -156,11 +149,11 @@ def _end(launcher: subprocess.Popen[bytes], folder: Path) -> None:
 def _follow(launcher: subprocess.Popen[bytes], log: Path) -> int:
     """Shows on stderr what rank 0 writes, until the launcher ends; returns its exit code."""
     while not log.exists() and launcher.poll() is None:
-        time.sleep(_POLL_S)
+        time.sleep(POLL_S)
     with open(log if log.exists() else os.devnull, "rb") as file, Echo() as echo:
         while launcher.poll() is None:
             echo.write(file.read())
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         echo.write(file.read())
     return launcher.wait()
 
@@ -210,7 +203,17 @@ def failure(code: int, folder: Path) -> dict[str, Any]:
         [json.loads(path.read_text(encoding="ascii")) for path in sorted(folder.glob("ending.*.json"))]
     )
     reason = f"a process ended without saying why; exit code of Paddle's launcher: {code}"
-    return ending or {"rank": 0, "code": endings.RANK_FAILURE, "reason": reason}
+    return ending or last_words(folder / "log") or {"rank": 0, "code": endings.RANK_FAILURE, "reason": reason}
+
+
+def last_words(logs: Path) -> dict[str, Any] | None:
+    """Returns how a rank ended that could not say so itself, as its guard wrote into its log (sd3par/guard.py)."""
+    for file in sorted(logs.glob("workerlog.*")):
+        found = _WORDS.findall(file.read_text(encoding="utf-8", errors="replace"))
+        if found:
+            rank, reason = found[-1]
+            return {"rank": int(rank), "code": endings.RANK_FAILURE, "reason": reason}
+    return None
 
 
 def first_cause(found: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig
-    from sd3par.errors import Cancelled, CheckpointError, ConfigError, RankFailure, Sd3parError
+    from sd3par.errors import Cancelled, CheckpointError, ConfigError, OutOfMemory, RankFailure, Sd3parError
     from sd3par.inputs import Inputs
     from sd3par.mesh import Mesh
     from sd3par.mmdit import MMDiT
@@ -23,11 +23,11 @@ if all(os.path.exists(os.path.join(_ROOT, name)) for name in ("setup.py", "kerne
 
 __all__ = [
     "Cancelled", "CheckpointError", "ConfigError", "GenerationOutput", "GenerationRequest", "Inputs", "MMDiT", "Mesh",
-    "ModelConfig", "ParallelConfig", "RankFailure", "SD3Pipeline", "Sd3parError",
+    "ModelConfig", "OutOfMemory", "ParallelConfig", "RankFailure", "SD3Pipeline", "Sd3parError",
 ]  # fmt: skip
 _HOME = {
-    "config": ("GenerationRequest", "ModelConfig", "ParallelConfig"),
-    "errors": ("Cancelled", "CheckpointError", "ConfigError", "RankFailure", "Sd3parError"),
+    "config": ("GenerationRequest", "ModelConfig", "OutOfMemory", "ParallelConfig"),
+    "errors": ("Cancelled", "CheckpointError", "ConfigError", "OutOfMemory", "RankFailure", "Sd3parError"),
     "inputs": ("Inputs",),
     "mesh": ("Mesh",),
     "mmdit": ("MMDiT",),

@@ -15,6 +15,7 @@ from paddle import Tensor
 from sd3par.device import CapturedGraph, Device, overwrite, why_no_graphs
 from sd3par.errors import shorten
 from sd3par.mesh import Mesh
+from sd3par.rehearsal import attempt
 
 T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
 
@@ -24,6 +25,7 @@ MOST_BYTES = 8 << 30  # of all of them together; larger pictures keep the device
 # and a process that makes one or two pictures is done sooner without any recording.
 EAGER_CALLS = 2
 _MOST_COUNTED = 256  # shapes, of which calls are counted
+_NO_ROOM = 1 << 62  # bytes: what a recording takes that did not fit
 
 Call = Callable[..., Any]  # (function, *tensors) -> what the function gives for them
 
@@ -137,7 +139,7 @@ class Captured:
         """Makes room first: a recording's memory is free only after its end."""
         self._make_room(1)
         try:
-            recording = _Recording(self.device, function, inputs)
+            recording, no_room = attempt(lambda: _Recording(self.device, function, inputs))
         except Exception as error:
             if self.must:
                 log.error("%s could not be recorded as a CUDA graph; engine eager does without", _name(function))
@@ -145,12 +147,14 @@ class Captured:
             self.off = shorten(f"{type(error).__name__}: {error}", 300)
             log.warning("no CUDA graphs, which is slow: %s could not be recorded: %s", _name(function), self.off)
             return None
-        recording.bytes = self._largest(recording.bytes)
-        if recording.bytes > self.most_bytes:
-            log.info("%s takes %d MiB as a CUDA graph, too many", _name(function), recording.bytes >> 20)
+        most = self._largest(_NO_ROOM if recording is None else recording.bytes)
+        if recording is not None:
+            recording.bytes = most
+            if most <= self.most_bytes:
+                return recording
             recording.reset()
-            return None
-        return recording
+        log.info("%s as a CUDA graph takes too much memory: %s", _name(function), no_room or f"{most >> 20} MiB")
+        return None
 
     def _largest(self, size: int) -> int:
         """Returns the largest of all processes' sizes."""

@@ -37,7 +37,7 @@ def parse_config(cls: type[T], values: Mapping[str, Any], where: str, ignored: f
     if not isinstance(values, Mapping):
         raise ConfigError(where, values, "a JSON object")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     chosen = {}
     for key, value in values.items():
         if key in fields:

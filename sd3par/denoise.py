@@ -20,6 +20,7 @@ from sd3par.config import ModelConfig
 from sd3par.graph import StepGraph, StepGraphs
 from sd3par.mesh import Mesh
 from sd3par.plan import Rows
+from sd3par.ranges import span
 from sd3par.scheduler import Schedule
 from sd3par.text import TextStates
 
@@ -88,12 +89,12 @@ class Denoiser:
         self.grid = (size[0] // self.patch, size[1] // self.patch)
         self.pooled = text.pooled.astype(model.dtype)
         self.timesteps = paddle.to_tensor(np.repeat(plan.timesteps[:, None], self.pooled.shape[0], axis=1))  # [N, R]
+        self.deltas = paddle.to_tensor(np.diff(plan.sigmas))  # [N] fp32
         self.window = self._window()
         first = self.timesteps[: self.window]
         context = text.context.astype(model.dtype)
         self.conditions: Conditions = model.prepare(context, self.pooled, first, self.grid, call)
         self.work: Step = model.steps(rows, self.conditions)
-        self.deltas = paddle.to_tensor(np.diff(plan.sigmas))  # [N] fp32
 
     def _window(self) -> int:
         """Returns how many steps' modulations are held at a time: all of them, in nearly every request."""
@@ -115,7 +116,8 @@ class Denoiser:
             if graph is not None:
                 graph.begin(self.conditions, scale)
             for index in ticks:
-                tokens = self._step(tokens, scale, index, graph)
+                with span("step"):
+                    tokens = self._step(tokens, scale, index, graph)
                 if on_step is not None:
                     tokens, stop = self._report(tokens, index, on_step)
                     if stop:

@@ -247,6 +247,7 @@ class CapturedGraph(Generic[T]):
         except BaseException:
             with contextlib.suppress(Exception):  # the recording is broken; what broke it is the news
                 self._graph.capture_end()
+                self._graph.reset()
             raise
         finally:
             if collecting:

@@ -39,8 +39,24 @@ class RankFailure(Sd3parError):
     """Another process of the mesh failed, died or stopped answering."""
 
 
+class OutOfMemory(Sd3parError, MemoryError):
+    """A device has not the memory that a request takes: on a mesh an error on all ranks, which can go on.
+
+    What the request took is free again, and a smaller one works.
+    """
+
+
 class Cancelled(Sd3parError):
     """The caller's callback asked to stop between two steps."""
+
+
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Whether an error, or what another process says of one, is that memory did not suffice.
+
+    Paddle's allocator raises MemoryError; NVIDIA's libraries and Triton, which ask the driver themselves, have words.
+    """
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "resourceexhausted" in text
 
 
 def shorten(value: object, limit: int = 120) -> str:

@@ -6,8 +6,9 @@ Collectives are recorded with it. Each rank records when the others do, since al
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import paddle
 from paddle import Tensor
@@ -15,9 +16,11 @@ from paddle import Tensor
 from sd3par.conditions import Conditions, Step
 from sd3par.config import require
 from sd3par.device import CapturedGraph, Device, overwrite, why_no_graphs
-from sd3par.errors import shorten
+from sd3par.errors import OutOfMemory, is_out_of_memory, shorten
 from sd3par.mesh import Mesh
+from sd3par.rehearsal import agree, attempt
 
+WARM_UPS = 2  # in which kernels are compiled, libraries make their handles, and ranks connect
 MOST_GRAPHS = 4  # held by a pipeline; each takes as much memory as a step does
 MOST_SHARE = 0.25  # of the device's memory, of all of them together; the one in use stays, whatever it takes
 
@@ -35,6 +38,9 @@ class StepGraph:
 
     `share` is the part of a device's memory that the recording takes, on the rank where it takes most: the same number
     on all, since a rank that drops another graph than the others would record where they replay.
+
+    Raises:
+        OutOfMemory: the recording does not fit on one of the processes, on all.
     """
 
     def __init__(self, device: Device, step: Step, tokens: Tensor, conditions: Conditions, mesh: Mesh) -> None:
@@ -45,8 +51,14 @@ class StepGraph:
             modulations=conditions.modulations[:1].clone(),
         )
         self._scale, self._delta = scale, delta = paddle.zeros([]), paddle.zeros([])
+
         # Of local names: a graph that held this object would wait for the garbage collector.
-        self._graph = CapturedGraph(device, lambda: overwrite(step(tokens, conditions, scale, delta), tokens))
+        def work() -> None:
+            overwrite(step(tokens, conditions, scale, delta), tokens)
+
+        for _ in range(WARM_UPS):
+            work()
+        self._graph = _recorded(device, work, mesh)
         mine = paddle.to_tensor([self._graph.bytes / device.total_memory()], dtype="float32")
         self.share = float(mesh.all_gather(mesh.world, mine).numpy().max())
 
@@ -122,16 +134,33 @@ class StepGraphs:
             return None
         try:
             self._make_room(0.0)
-            graph = StepGraph(self.device, step, tokens, conditions, mesh)
+            graph = self._fitting(step, tokens, conditions, mesh)
             self._make_room(graph.share)
             return graph
+        except OutOfMemory as error:  # for this recording: the operators have run, and a smaller one may have room
+            if self.must:
+                raise
+            log.warning("no CUDA graph for this request, which is slow: %s", error)
+            return None
         except Exception as error:
+            if is_out_of_memory(error):  # for the operators, recorded or not
+                raise
             if self.must:
                 log.error("the denoising step could not be recorded as a CUDA graph; engine eager does without")
                 raise
             self.off = shorten(f"{type(error).__name__}: {error}", 300)
             log.warning("no CUDA graphs, which is slow: the denoising step could not be recorded: %s", self.off)
             return None
+
+    def _fitting(self, step: Step, tokens: Tensor, conditions: Conditions, mesh: Mesh) -> StepGraph:
+        """Records; where there is too little memory, again after the other graphs have given theirs back."""
+        try:
+            return StepGraph(self.device, step, tokens, conditions, mesh)
+        except OutOfMemory:
+            if not self._graphs:
+                raise
+        self.clear()
+        return StepGraph(self.device, step, tokens, conditions, mesh)
 
     def _keep(self, shape: Hashable, graph: StepGraph) -> None:
         """Puts a graph behind the others; another of its shape, recorded meanwhile, goes."""
@@ -151,3 +180,15 @@ class StepGraphs:
 
     def _drop_oldest(self) -> None:
         self._graphs.pop(next(iter(self._graphs))).reset()
+
+
+def _recorded(device: Device, work: Callable[[], None], mesh: Mesh) -> CapturedGraph[None]:
+    """Returns the recording of `work`, which each process makes by itself: nothing is sent while it is recorded."""
+    graph, reason = attempt(lambda: CapturedGraph(device, work, warmups=0))
+    try:
+        agree(mesh, "recording a denoising step as a CUDA graph", reason)
+    except OutOfMemory:
+        if graph is not None:
+            graph.reset()
+        raise
+    return cast("CapturedGraph[None]", graph)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from sd3par.errors import shorten
 
 KEY_BYTES, REASON_BYTES = 32, 240
 _MAGIC, _DIGEST_BYTES = b"sd3w", 16
-_BODY = struct.Struct(f"!4sBHI{REASON_BYTES}s")  # magic, kind, sender's rank, sequence number, reason
+_BODY = struct.Struct(f"!4sBHQ{REASON_BYTES}s")  # magic, kind, sender's rank, sequence number, reason
 _SIZE = _BODY.size + _DIGEST_BYTES
 
 
@@ -59,12 +60,28 @@ def _digest(body: bytes, key: bytes) -> bytes:
 
 
 class Line:
-    """The UDP socket of one rank."""
+    """The UDP socket of one rank; its guard has it, too."""
 
-    def __init__(self, host: str, rank: int) -> None:
-        self._rank, self._sequence, self._key = rank, 0, b""
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind((host, 0))
+    def __init__(self, end: socket.socket, rank: int, key: bytes = b"") -> None:
+        self._socket, self._rank, self._sequence = end, rank, 0
+        self.key = key
+
+    @classmethod
+    def open(cls, host: str, rank: int) -> Line:
+        """Returns a new one at an address of this machine."""
+        end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        end.bind((host, 0))
+        return cls(end, rank)
+
+    @classmethod
+    def of(cls, number: int, rank: int, key: bytes) -> Line:
+        """Returns the one that another process has opened, by the number of its file here."""
+        return cls(socket.socket(fileno=number), rank, key)
+
+    @property
+    def number(self) -> int:
+        """The number of its file."""
+        return self._socket.fileno()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -74,12 +91,13 @@ class Line:
 
     def use_key(self, key: bytes) -> None:
         """Sets the key of this run, which all its ranks share and nobody else knows."""
-        self._key = key
+        self.key = key
 
     def tell(self, addresses: Iterable[tuple[str, int]], kind: Kind, reason: str = "") -> None:
         """Sends a message to each address; lost ones are lost."""
-        self._sequence += 1
-        data = Message(kind, self._rank, self._sequence, reason).seal(self._key)
+        # By the machine's clock, which the rank and its guard share: whoever speaks later has the higher number.
+        self._sequence = max(self._sequence + 1, time.monotonic_ns() // 1000)
+        data = Message(kind, self._rank, self._sequence, reason).seal(self.key)
         for address in addresses:
             with suppress(OSError):
                 self._socket.sendto(data, address)
@@ -90,7 +108,7 @@ class Line:
         for turn in range(64):
             self._socket.settimeout(0.0 if turn else wait_s)
             try:
-                message = Message.open(self._socket.recv(2 * _SIZE), self._key)
+                message = Message.open(self._socket.recv(2 * _SIZE), self.key)
             except OSError:  # nothing there
                 break
             if message is not None:

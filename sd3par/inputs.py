@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,12 @@ class Inputs:
     def strength(self, request: GenerationRequest) -> float:
         """Returns the part of the schedule that runs: all of it without an image."""
         return 1.0 if self.image is None else request.strength
+
+    def key(self, request: GenerationRequest) -> Hashable:
+        """Returns what else than the latents' shape and the kind of result decides how much memory a request takes."""
+        given = None if self.embeds is None else (tuple(self.embeds.prompt.shape), self.embeds.negative is None)
+        texts = len(set(request.prompt or ())), request.max_sequence_length
+        return request.guidance, request.num_inference_steps, texts, given, self.image is None
 
     def start(self, shape: tuple[int, ...], height: int, width: int) -> Start:
         """Opens what was given to begin with.

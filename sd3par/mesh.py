@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.distributed import stream
 
 from sd3par.config import ParallelConfig
 from sd3par.errors import RankFailure
-from sd3par.kernels.static import calls
 from sd3par.plan import axis_ranks, check_world, ring
 
 BACKENDS = {"cpu": "gloo", "gpu": "nccl"}  # Paddle's names; "xccl" is a plug-in's own, here NCCL too
@@ -30,6 +31,17 @@ class Axis:
     size: int = 1
     rank: int = 0
     group: Any = None
+
+
+@dataclass(eq=False)
+class Rehearsal:
+    """Whether this process goes through its work by itself now; one for all copies of a mesh.
+
+    kept: what is made for that time only, by who made it.
+    """
+
+    on: bool = False
+    kept: dict[object, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ class Mesh:
     world: Axis = Axis()
     host: str = "127.0.0.1"
     transport: str = "auto"
+    rehearsal: Rehearsal = field(default_factory=Rehearsal, compare=False, repr=False)
 
     @classmethod
     def single(cls) -> Mesh:
@@ -64,12 +77,28 @@ class Mesh:
         check_world(parallel, world_size())
         return cls.single() if world_size() == 1 else _connect(parallel, int(os.environ.get("PADDLE_TRAINER_ID", "0")))
 
+    @property
+    def alone(self) -> bool:
+        """Whether this process goes through its work by itself now: nothing is sent, and what comes means nothing."""
+        return self.rehearsal.on
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Within it this process is `alone`, and takes the same memory as with the others; no collective itself."""
+        self.rehearsal.on = True
+        try:
+            yield
+        finally:
+            self.rehearsal.on = False
+            self.rehearsal.kept.clear()
+
     def all_reduce(self, axis: Axis, x: Tensor) -> Tensor:
         """Returns the sum of `x: [...]` over the axis, in the memory of `x` where that is possible: use x no more."""
         if axis.size == 1:
             return x
         total = _wide(x).contiguous()
-        stream.all_reduce(total, group=axis.group, use_calc_stream=_on_stream(total))
+        if not self.alone:
+            stream.all_reduce(total, group=axis.group, use_calc_stream=_on_stream(total))
         return _like(total, x)
 
     def all_gather(self, axis: Axis, x: Tensor) -> Tensor:
@@ -78,7 +107,8 @@ class Mesh:
             return x.unsqueeze(0)
         own = x.unsqueeze(0).contiguous()
         parts = paddle.empty([axis.size, *x.shape], dtype=x.dtype)
-        stream.all_gather(parts, own, group=axis.group, use_calc_stream=_on_stream(own))
+        if not self.alone:
+            stream.all_gather(parts, own, group=axis.group, use_calc_stream=_on_stream(own))
         return parts
 
     def all_to_all(self, axis: Axis, x: Tensor) -> Tensor:
@@ -94,7 +124,8 @@ class Mesh:
     def _exchange(self, axis: Axis, x: Tensor) -> Tensor:
         """The all-to-all of devices that have one."""
         parts = paddle.empty(x.shape, dtype=x.dtype)
-        stream.alltoall(parts, x, group=axis.group, use_calc_stream=True)
+        if not self.alone:
+            stream.alltoall(parts, x, group=axis.group, use_calc_stream=True)
         return parts
 
     def _warm_up(self) -> None:
@@ -114,6 +145,14 @@ class Mesh:
             return flag
         # Neither full nor numpy holds the interpreter while the device works: the watchdog goes on.
         return bool(self.all_reduce(self.world, paddle.full([1], float(flag))).numpy()[0] > 0)
+
+    def texts(self, text: str) -> list[str]:
+        """Returns the text of each process, in order: printable ASCII, 400 characters of it."""
+        if self.world.size == 1:
+            return [text]
+        mine = np.frombuffer(text.encode("ascii", "replace")[:400].ljust(400), np.uint8).astype(np.int32)
+        every = self.all_gather(self.world, paddle.to_tensor(mine)).numpy().astype(np.uint8)
+        return [row.tobytes().decode("ascii").rstrip() for row in every]
 
     def meet(self, where: str) -> None:
         """Waits until every process has come to `where`, for up to `MEET_TIMEOUT_S`: ranks load at different speeds.
@@ -143,79 +182,14 @@ class Mesh:
         return f"dp {self.dp.size} x mp {self.mp.size} x sp {self.sp.size}"
 
 
-@dataclass(frozen=True)
-class Ring:
-    """What a program that is traced knows of a group: its ranks, and the number under which a loader will make it."""
-
-    ranks: tuple[int, ...]
-    id: int
+def traced_all_reduce(x: Tensor, ring_id: int) -> Tensor:
+    """Writes into a program the sum of `x: [...]` over a group, for the CPU: `Mesh`'s own, in place, would be lost."""
+    return paddle._C_ops.all_reduce(x, ring_id, 0)  # 0: the sum
 
 
-@dataclass(frozen=True)
-class TracedMesh(Mesh):
-    """A mesh whose collectives are written into the program that is being traced; nothing is sent.
-
-    Paddle loses in-place collectives when it exports a program; the functional ones stay. On the CPU all collectives of
-    a process go through the group that was asked for last, in whatever program (Paddle 3.3.1): there every one is the
-    world's, of which an axis takes its own. So all ranks call them together, with tensors of one shape. On GPUs they
-    are operators of our own: in programs there Paddle's know no bfloat16, and end the process.
-
-    cpu: whether the program is for the CPU. written: how many of each operator.
-    """
-
-    cpu: bool = True
-    written: Counter[str] = field(default_factory=Counter, compare=False)
-
-    @classmethod
-    def of(cls, parallel: ParallelConfig, rank: int, cpu: bool) -> TracedMesh:
-        """Returns the mesh that rank `rank` will have."""
-        axes = {
-            name: Axis(len(own), own.index(rank), Ring(tuple(own), ring(own, parallel.world)))
-            for name, own in axis_ranks(parallel, rank).items()
-        }
-        return cls(axes["dp"], axes["sp"], axes["mp"], axes["world"], transport="collective", cpu=cpu)
-
-    def all_reduce(self, axis: Axis, x: Tensor) -> Tensor:
-        """The same as of `Mesh`, in a program."""
-        if axis.size == 1:
-            return x
-        if self.cpu and axis.size < self.world.size:
-            return self.all_gather(axis, x).sum(0)
-        self.written["all_reduce"] += 1
-        if not self.cpu:
-            return calls.all_reduce(x, axis.group.id)
-        return paddle._C_ops.all_reduce(x, axis.group.id, 0)  # 0: the sum
-
-    def all_reduce_two(self, axis: Axis, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns both tensors' sums over the axis, on GPUs sent at once."""
-        if self.cpu or axis.size == 1:
-            return self.all_reduce(axis, x), self.all_reduce(axis, y)
-        self.written["all_reduce"] += 1
-        return calls.all_reduce_two(x, y, axis.group.id)
-
-    def all_gather(self, axis: Axis, x: Tensor) -> Tensor:
-        """The same as of `Mesh`, in a program."""
-        if axis.size == 1:
-            return x.unsqueeze(0)
-        self.written["all_gather"] += 1
-        if not self.cpu:
-            return calls.all_gather(x, axis.group.id, axis.size)
-        if axis.size == self.world.size:
-            return paddle._C_ops.all_gather(x.unsqueeze(0), axis.group.id, axis.size)
-        every = paddle._C_ops.all_gather(x.unsqueeze(0), 0, self.world.size)
-        return paddle.stack([every[rank] for rank in axis.group.ranks])
-
-    def all_to_all(self, axis: Axis, x: Tensor) -> Tensor:
-        """The same as of `Mesh`, in a program."""
-        if axis.size == 1:
-            return x
-        if self.cpu:  # gloo has none
-            return self.all_gather(axis, x)[:, axis.rank]
-        self.written["all_to_all"] += 1
-        return calls.all_to_all(x, axis.group.id)
-
-
-COLLECTIVES = ("all_reduce", "all_gather", "all_to_all")  # what TracedMesh writes
+def traced_all_gather(x: Tensor, ring_id: int, size: int) -> Tensor:
+    """Writes into a program `[size, ...]`, `x: [...]` of every process of a group, for the CPU."""
+    return paddle._C_ops.all_gather(x.unsqueeze(0), ring_id, size)
 
 
 def world_size() -> int:

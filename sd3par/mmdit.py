@@ -23,6 +23,7 @@ from sd3par.layers import Linear
 from sd3par.mesh import Mesh
 from sd3par.padding import merge, pad
 from sd3par.plan import Rows, WeightPlan, mmdit_source, tokens_for
+from sd3par.ranges import span
 from sd3par.routes import Routes, routes_for
 from sd3par.sums import Branch, GatedBranches
 from sd3par.watchdog import Watchdog
@@ -272,7 +273,8 @@ class MMDiT(nn.Layer):
         ends = accumulate(layer.count for layer in self.modulated_layers())
         mods = [conditions.modulations[index, :, start:end] for start, end in pairwise([0, *ends])]
         for i, block in enumerate(self.transformer_blocks):
-            image, context = block(image, context, mods[2 * i], mods[2 * i + 1], layout)
+            with span("block"):
+                image, context = block(image, context, mods[2 * i], mods[2 * i + 1], layout)
         scale, shift = mods[-1].unbind(1)  # AdaLayerNormContinuous: scale first
         ((_, x),) = sums.norm([image.modulated((scale, shift))], [layout.image.size], last=True)
         return self.proj_out(x)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from paddle import Tensor
 from sd3par import kernels
 from sd3par.kernels import Product, Rectangle, Scattered
 from sd3par.mesh import Mesh
-from sd3par.peer_memory import Meeting, Shared, SharedPool
+from sd3par.peer_memory import Meeting, Rooms, Shared, SharedPool
 from sd3par.plan import Tokens, WeightPlan
 
 
@@ -49,7 +48,7 @@ class PeerExchange:
         self._widest, self._most = 3 * most[0], sum(most)
         self._meet = Meeting(mesh, mesh.sp)
         self._heads, self._mixed = SharedPool(mesh, mesh.sp, dtype), SharedPool(mesh, mesh.sp, dtype)
-        self._exchanged: Callable[..., _Exchanged] = cache(self._lay_out)
+        self._exchanged: Callable[..., _Exchanged] = Rooms(mesh, self._lay_out)
 
     def project(self, projections: list[Product], tokens: list[Tokens]) -> list[Tensor]:
         """Products over this rank's tokens -> [R, total, 3 * heads * hd] each: q, k, v of this sp rank's heads."""
@@ -89,7 +88,7 @@ class PeerExchange:
         return Rectangle(number, row * tokens.size, tokens.length, 3 * self.starts[to], width, address, room)
 
     def _lay_out(self, rows: int, *tokens: Tokens) -> _Exchanged:
-        """Room for some segments; the first time, a collective of the whole mesh."""
+        """Room for some segments."""
         own, widest, inner = 3 * self.widths[self.axis.rank], 3 * self.widths[0], self.starts[-1]
         whole = self._heads.tensors(
             [[rows, one.total, widest] for one in tokens], [rows * one.total * self._widest for one in tokens]

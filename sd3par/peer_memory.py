@@ -5,8 +5,8 @@ Nothing here waits for a peer but a `Meeting`, on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import paddle
@@ -16,6 +16,7 @@ from sd3par import cuda_driver, device, kernels
 from sd3par.errors import shorten
 from sd3par.heartbeat import machine
 from sd3par.mesh import Axis, Mesh
+from sd3par.rehearsal import agree, attempt
 
 ALIGNED = 128  # elements: where a tensor of shared memory begins, for the widest loads
 # CUDA lets nobody free what another process maps, and nobody here unmaps: it stays, also when its model is gone.
@@ -46,8 +47,11 @@ def share(mesh: Mesh, axis: Axis, count: int, dtype: str) -> Shared:
 
     Raises:
         RuntimeError: a process cannot map another's, on all processes.
+        OutOfMemory: there is no room for it on one, on all processes.
     """
-    own, error = paddle.zeros([count], dtype=dtype), ""
+    made, error = attempt(lambda: paddle.zeros([count], dtype=dtype))
+    agree(mesh, "setting memory aside that processes share", error)
+    own = cast(Tensor, made)
     _mapped.append(own)
     device.synchronize()
     index = device.current_index()
@@ -71,6 +75,30 @@ def share(mesh: Mesh, axis: Axis, count: int, dtype: str) -> Shared:
     return Shared(own, tuple(addresses))
 
 
+def unshared(count: int, dtype: str, processes: int) -> Shared:
+    """Returns what stands for shared memory while this process rehearses: what is stored to others lands here."""
+    own = paddle.zeros([count], dtype=dtype)
+    return Shared(own, (own.data_ptr(),) * processes)
+
+
+class Rooms:
+    """What `lay_out` gives for a key, made once; in a rehearsal anew, and for its time.
+
+    Where it shares memory the first time is a collective of the whole mesh.
+    """
+
+    def __init__(self, mesh: Mesh, lay_out: Callable[..., Any]) -> None:
+        self._mesh, self._lay_out = mesh, lay_out
+        self._laid_out: dict[Hashable, Any] = {}
+
+    def __call__(self, *key: Hashable) -> Any:
+        """Returns lay_out(*key)."""
+        made = self._mesh.rehearsal.kept.setdefault(self, {}) if self._mesh.alone else self._laid_out
+        if key not in made:
+            made[key] = self._lay_out(*key)
+        return made[key]
+
+
 class SharedPool:
     """Shared memory for tensors that live from one meeting to the next: all are laid over the same bytes.
 
@@ -87,11 +115,7 @@ class SharedPool:
         A collective of the whole mesh where it must grow; sizes are the same on all its ranks, shapes need not be.
         """
         starts = np.cumsum([0, *(-(-size // ALIGNED) * ALIGNED for size in sizes)])
-        held = self._held[-1].own.shape[0] if self._held else 0
-        if starts[-1] > held:  # half as much again at least: requests that grow a little each time add up to little
-            count = max(int(starts[-1]), held + held // 2)
-            self._held.append(share(self.mesh, self.axis, count, self.dtype))
-        own, addresses = self._held[-1]
+        own, addresses = self._with_room_for(int(starts[-1]))
         made = []
         for shape, start in zip(shapes, starts.tolist(), strict=False):
             view = own[start : start + int(np.prod(shape))].reshape(shape)
@@ -100,6 +124,22 @@ class SharedPool:
                 raise RuntimeError("Paddle copied a slice of shared memory, which peers do not know")
             made.append(Shared(view, tuple(address + offset for address in addresses)))
         return made
+
+    def _with_room_for(self, count: int) -> Shared:
+        """Returns memory of so many numbers: what is held, or more."""
+        own = self._held[-1].own if self._held else None
+        held = 0 if own is None else own.shape[0]
+        more = max(count, held + held // 2)  # requests that grow a little each time add up to little
+        if not self.mesh.alone:
+            if count > held:
+                self._held.append(share(self.mesh, self.axis, more, self.dtype))
+            return self._held[-1]
+        if own is not None and count <= held:
+            return Shared(own, (own.data_ptr(),) * self.axis.size)
+        kept = self.mesh.rehearsal.kept
+        if self not in kept or kept[self].own.shape[0] < count:
+            kept[self] = unshared(more, self.dtype, self.axis.size)
+        return kept[self]
 
 
 class Meeting:
@@ -113,12 +153,14 @@ class Meeting:
     """
 
     def __init__(self, mesh: Mesh, axis: Axis) -> None:
+        self._mesh = mesh
         self._flags = share(mesh, axis, axis.size + 1, "int32")  # one of each process, and how often this one was here
         self._targets = self._flags.everywhere(axis.rank)
 
     def __call__(self) -> None:
-        """Waits on the device's stream; the host goes on."""
-        kernels.meet(self._flags.own, self._targets)
+        """Waits on the device's stream; the host goes on. Nobody is met in a rehearsal."""
+        if not self._mesh.alone:
+            kernels.meet(self._flags.own, self._targets)
 
     def works(self) -> bool:
         """Returns whether all come to a first meeting; waits for them, but not for ever."""

@@ -7,7 +7,6 @@ norms are read before one and stored again behind it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import NamedTuple
 
 from paddle import Tensor
@@ -15,7 +14,7 @@ from paddle import Tensor
 from sd3par import kernels
 from sd3par.kernels import Copies, Product, Rectangle, Scattered
 from sd3par.mesh import Mesh
-from sd3par.peer_memory import Meeting, Shared, SharedPool
+from sd3par.peer_memory import Meeting, Rooms, Shared, SharedPool
 from sd3par.plan import Tokens, tokens_for
 from sd3par.sums import Branch, GatedBranches
 
@@ -42,8 +41,8 @@ class PeerSums:
         self._meet = Meeting(mesh, mesh.mp)
         self._norms, self._last = SharedPool(mesh, mesh.mp, dtype), SharedPool(mesh, mesh.mp, dtype)
         self._parts = SharedPool(mesh, mesh.mp, dtype)
-        self._norm_room: Callable[..., tuple[list[list[Shared]], list[list[Copies]]]] = cache(self._lay_out_norms)
-        self._part_room: Callable[..., list[_Parts]] = cache(self._lay_out_parts)
+        self._norm_room: Callable[..., tuple[list[list[Shared]], list[list[Copies]]]] = Rooms(mesh, self._lay_out_norms)
+        self._part_room: Callable[..., list[_Parts]] = Rooms(mesh, self._lay_out_parts)
 
     def held(self, x: Tensor) -> Tensor:
         """x: [R, t, D], a stream before the first block -> the tokens that this rank norms, a view."""
@@ -98,7 +97,7 @@ class PeerSums:
     def _lay_out_norms(
         self, rows: int, lengths: tuple[int, ...], counts: tuple[int, ...], last: bool
     ) -> tuple[list[list[Shared]], list[list[Copies]]]:
-        """Room for `counts` norms of each stream; the first time, a collective of the whole mesh."""
+        """Room for `counts` norms of each stream."""
         shapes = [[rows, length, self.dim] for length, count in zip(lengths, counts, strict=True) for _ in range(count)]
         pool = self._last if last else self._norms
         every = iter(pool.tensors(shapes, [rows * length * self.dim for _, length, _ in shapes]))
@@ -110,7 +109,7 @@ class PeerSums:
         return Copies(shared.everywhere(self._mine(length).start * self.dim), length * self.dim)
 
     def _lay_out_parts(self, rows: int, *lengths: int) -> list[_Parts]:
-        """Room for parts of branches; the first time, a collective of the whole mesh."""
+        """Room for parts of branches."""
         mp, me, made = self.axis.size, self.axis.rank, []
         sizes = [tokens_for(0, mp, length).size for length in lengths]
         shapes = [[mp, rows, size, self.dim] for size in sizes]

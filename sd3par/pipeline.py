@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from sd3par import images, weights
+from sd3par.begin import first_latents
 from sd3par.captured import Captured, ways
 from sd3par.config import GenerationRequest, ParallelConfig, require
 from sd3par.denoise import Denoiser, OnStep, Transformer
-from sd3par.device import Device, synchronize
+from sd3par.device import Device, release_idle_memory, synchronize
 from sd3par.engine import Autoencoder, check_engine, choose_device, choose_mesh, load_parts
 from sd3par.errors import Cancelled, ConfigError, RankFailure
 from sd3par.graph import StepGraphs
 from sd3par.inputs import Inputs, PromptEmbeds, Start, changed_latents, preflight, texts
 from sd3par.mesh import Mesh, world_size
-from sd3par.noise import noise
 from sd3par.plan import Rows, rows_for
-from sd3par.scheduler import Schedule, SchedulerConfig, add_noise, schedule
+from sd3par.ranges import span
+from sd3par.rehearsal import Rehearsals, Rehearse
+from sd3par.scheduler import Schedule, SchedulerConfig, schedule
 from sd3par.text import TextEncoders, TextStates
 from sd3par.text.request import encode_request
 from sd3par.watchdog import TIMEOUT_S, Watchdog
@@ -61,6 +64,7 @@ class SD3Pipeline:
         self.scheduler = SchedulerConfig.parse(files.scheduler, "scheduler")
         self.graphs: StepGraphs | None = None
         self.captured: Captured | None = None
+        self.rehearsals = Rehearsals(mesh, None)
         self.interrupt = False
         self.watchdog = Watchdog.start(Mesh.single())
 
@@ -107,6 +111,8 @@ class SD3Pipeline:
             pipe = cls.load(files, target, mesh, parallel)
             mesh.meet("loaded")
         pipe.graphs, pipe.captured, pipe.watchdog = graphs, Captured.choose(recorder, target, mesh), watchdog
+        if files.export is None:  # collectives inside programs cannot be left out
+            pipe.rehearsals = Rehearsals.choose(target, mesh)
         return pipe
 
     @property
@@ -163,6 +169,7 @@ class SD3Pipeline:
 
         Raises:
             ConfigError: something is out of range, or an argument of diffusers' that is not supported.
+            OutOfMemory: there is too little for it on a process; all raise it, and a smaller request works.
         """
         words = {
             "prompt": prompt, "prompt_2": prompt_2, "prompt_3": prompt_3, "negative_prompt": negative_prompt,
@@ -196,9 +203,19 @@ class SD3Pipeline:
             require(callback is None or callable(callback), "callback_on_step_end", callback, allowed)
             request = preflight(self.files, request, self.parallel, inputs)
             start = inputs.start(self._latent_shape(request, inputs), *request.size)
-        self._check_same(request, inputs)
+        shape = self._latent_shape(request, inputs)
+        key = (shape, output_type, inputs.key(request))
+        due = self._check_same(request, inputs, self.rehearsals.due(key))
+        render = partial(self._render, request, inputs, start, shape, output_type, callback, progress)
         with self.watchdog.told_of_errors():
-            return self._render(request, inputs, start, output_type, callback, progress)
+            return self.rehearsals.run(key, due, render, self.give_back)
+
+    def give_back(self) -> None:
+        """Frees the memory of all recordings, which are made again when they are needed, and what lies idle."""
+        for recordings in (self.graphs, self.captured):
+            if recordings is not None:
+                recordings.clear()
+        release_idle_memory()
 
     @contextmanager
     def _door(self) -> Iterator[None]:
@@ -211,70 +228,67 @@ class SD3Pipeline:
         if self.mesh.any(refused is not None):
             raise refused or RankFailure("another process refused this request; its error says why")
 
-    def _check_same(self, request: GenerationRequest, inputs: Inputs) -> None:
-        """Raises ConfigError on every rank where not all were given the same request: the picture would be of none."""
+    def _check_same(self, request: GenerationRequest, inputs: Inputs, flag: bool) -> bool:
+        """Returns whether any rank passed True; raises ConfigError on every rank where not all were given the same
+        request: the picture would be of none."""
         states = inputs.embeds and (
             inputs.embeds.negative is None
         )  # what is not given is encoded by all ranks together
         mine = zlib.crc32(repr((request, states)).encode())
-        every = self.mesh.all_gather(self.mesh.world, paddle.to_tensor([mine], dtype="int64"))
+        every = self.mesh.all_gather(self.mesh.world, paddle.to_tensor([mine, flag], dtype="int64")).numpy()
         allowed = "the same call on every rank (prompts, sizes, seed, steps, ...)"
-        require(bool((every.numpy() == mine).all()), "request", "another one on another rank", allowed)
+        require(bool((every[:, 0] == mine).all()), "request", "another one on another rank", allowed)
+        return bool(every[:, 1].any())
 
     def _render(
         self,
         request: GenerationRequest,
         inputs: Inputs,
         start: Start,
+        shape: tuple[int, int, int, int],
         output_type: str,
         callback: StepCallback | None,
         progress: bool,
+        rehearse: Rehearse,
     ) -> GenerationOutput:
-        """Renders a request that was checked."""
+        """Renders a request that was checked, for latents of a shape, (B, C, h, w)."""
         count = inputs.count(request)
         rows = rows_for(self.mesh.dp.rank, self.mesh.dp.size, count, request.guidance)
         seconds: dict[str, float] = {}
         self.interrupt = False
-        shape = self._latent_shape(request, inputs)
+        plan = schedule(self.scheduler, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
         with timed(seconds, "encode"):
-            text = self._encode(request, inputs, rows)
+            rehearse("reading the prompts", lambda: self._encode(request, inputs, rows, None))
+            text = self._encode(request, inputs, rows, self.captured)
+
+        def loop(
+            graphs: StepGraphs | None, captured: Captured | None, ticks: Iterable[int], on_step: OnStep | None
+        ) -> Tensor:
+            _, together = ways(captured)
+            denoiser = Denoiser(self.transformer, rows, text, plan, shape[2:], graphs, together)
+            begin = first_latents(start, shape, request.seed, plan, self.vae, captured)  # the device works meanwhile
+            return denoiser.run(begin, request.guidance_scale, ticks, on_step)
+
         with timed(seconds, "denoise"):
-            plan = self._plan(request, inputs)
-            _, together = ways(self.captured)
-            denoiser = Denoiser(self.transformer, rows, text, plan, shape[2:], self.graphs, together)
-            begin = self._begin(request, start, shape, plan)  # the device works meanwhile
+            rehearse("denoising", lambda: loop(None, None, range(1), None))
             with self._ticks(plan, progress) as ticks:
-                latents = denoiser.run(begin, request.guidance_scale, ticks, self._on_step(callback))
+                latents = loop(self.graphs, self.captured, ticks, self._on_step(callback))
         with timed(seconds, "decode"):
+            if output_type != "latent":
+                rehearse("decoding", lambda: self.vae.decode_each(latents))
             result = self._decode(latents, output_type)
         return GenerationOutput(result, seconds, plan.steps)
 
-    def _encode(self, request: GenerationRequest, inputs: Inputs, rows: Rows) -> TextStates:
+    def _encode(self, request: GenerationRequest, inputs: Inputs, rows: Rows, captured: Captured | None) -> TextStates:
         """Returns the states of this dp rank's rows only."""
         width = self.transformer.config.joint_attention_dim
-        return encode_request(self.text, request, inputs, rows, width, *ways(self.captured))
-
-    def _plan(self, request: GenerationRequest, inputs: Inputs) -> Schedule:
-        return schedule(self.scheduler, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
+        return encode_request(self.text, request, inputs, rows, width, *ways(captured))
 
     def _latent_shape(self, request: GenerationRequest, inputs: Inputs) -> tuple[int, int, int, int]:
         """Returns (B, C, h, w) of all images of a request."""
         height, width = request.size
         scale, channels = self.vae.scale_factor, self.transformer.config.in_channels
         return inputs.count(request), channels, height // scale, width // scale
-
-    def _begin(self, request: GenerationRequest, start: Start, shape: tuple[int, ...], plan: Schedule) -> Tensor:
-        """Returns the latents [B, C, h, w] fp32 that the loop begins with, the same on every rank."""
-        if start.latents is not None:
-            return start.latents
-        if start.picture is None:
-            return paddle.to_tensor(noise(shape, request.seed))
-        # diffusers draws the posterior's sample first, then the noise, from one generator per image.
-        drawn = paddle.to_tensor(noise((shape[0], 2 * shape[1], *shape[2:]), request.seed))
-        posterior, fresh = drawn.chunk(2, axis=1)
-        alone, _ = ways(self.captured)
-        latents = alone(self.vae.encode, start.picture, posterior)  # [1, 3, H, W], encoded once -> [B, C, h, w]
-        return add_noise(latents, fresh, float(plan.sigmas[0]))
 
     def _decode(self, latents: Tensor, output_type: str) -> Any:
         """latents: [B, C, h, w] -> what `output_type` says."""
@@ -314,8 +328,9 @@ class SD3Pipeline:
 
 @contextmanager
 def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    """Writes how long the block took, device work included, to `seconds[part]`."""
+    """Writes how long the block took, device work included, to `seconds[part]`; a range for profilers."""
     start = time.perf_counter()
-    yield
-    synchronize()
+    with span(part):
+        yield
+        synchronize()
     seconds[part] = time.perf_counter() - start

@@ -8,11 +8,12 @@ from typing import NamedTuple
 from sd3par import peer_memory
 from sd3par.attention import SequenceExchange
 from sd3par.config import require
-from sd3par.mesh import Mesh, TracedMesh
+from sd3par.mesh import Mesh
 from sd3par.peer_exchange import PeerExchange
 from sd3par.peer_sums import PeerSums
 from sd3par.plan import WeightPlan
 from sd3par.static.exchange import TracedExchange, TracedSums
+from sd3par.static.mesh import TracedMesh
 from sd3par.sums import Sums
 
 log = logging.getLogger(__name__)

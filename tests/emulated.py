@@ -90,9 +90,10 @@ class Emulation:
         self._world = Group(self.turns, everyone)
         self._mp = [Group(self.turns, everyone[s * mp : (s + 1) * mp]) for s in range(sp)]
         self._sp = [Group(self.turns, everyone[m::mp]) for m in range(mp)]
-        share = peer_memory.share
+        share, unshared = peer_memory.share, peer_memory.unshared
         monkeypatch.setattr("sd3par.mesh.stream", Wire)
         monkeypatch.setattr(peer_memory, "share", lambda *given: self._register(share(*given)))
+        monkeypatch.setattr(peer_memory, "unshared", lambda *given: self._note(unshared(*given)))
         monkeypatch.setattr(cuda_driver, "export_memory", self._export)
         monkeypatch.setattr(cuda_driver, "import_memory", self._import)
         monkeypatch.setattr(kernels, "why_no_peers", lambda dtype: "")
@@ -121,13 +122,17 @@ class Emulation:
     # Memory of all ranks.
 
     def _register(self, shared: peer_memory.Shared) -> peer_memory.Shared:
+        self._note(shared)
+        self._world.exchange("share", paddle.zeros([0]))  # nobody stores before all have noted theirs
+        return shared
+
+    def _note(self, shared: peer_memory.Shared) -> peer_memory.Shared:
         own = shared.own
         count, start = own.shape[0], own.data_ptr()
         if own.dtype == paddle.float32:
             _numbers(start, count)[:] = np.nan
         ordered = np.full(count, -1), np.zeros(count, np.int64), np.zeros([self.turns.count, count], np.int64)
         self.memories.append(Memory(self.turns.me, own, start, start + 4 * count, *ordered))
-        self._world.exchange("share", paddle.zeros([0]))  # nobody stores before all have noted theirs
         return shared
 
     def _export(self, index: int, address: int) -> tuple[bytes, int]:

@@ -7,18 +7,20 @@ from pathlib import Path
 import paddle
 import pytest
 
-from benchmarks.gpu import breakdown, ours_attention, startup
+from benchmarks.gpu import ours_attention
 from benchmarks.gpu.__main__ import beside, judge, last_of_each
 from benchmarks.gpu.shapes import cases
-from benchmarks.gpu.steps import Loop
-from benchmarks.gpu.swap import names, references, swapped
-from benchmarks.gpu.timing import Ceilings, Timer
-from benchmarks.gpu.watch import Watch
 from sd3par import kernels
 from sd3par.config import GenerationRequest
 from sd3par.device import Device
 from sd3par.graph import StepGraphs
 from sd3par.launch import report
+from sd3par.launch.bench import kernels as kernels_of
+from sd3par.launch.bench import startup
+from sd3par.launch.bench.clock import Ceilings, Timer
+from sd3par.launch.bench.steps import Loop
+from sd3par.launch.bench.swap import names, references, swapped
+from sd3par.launch.bench.watch import Watch
 from sd3par.mmdit import MMDiT
 
 CASE = {"height": 1024, "width": 1024, "text_tokens": 333}
@@ -117,8 +119,9 @@ def test_watch_refuses_steps_that_differ() -> None:
 
 
 def test_breakdown_adds_up(model: MMDiT) -> None:
-    rows = breakdown.measure(model, 64, 1, 2, Timer(), Ceilings(1e9, 1e9))
-    step, table = rows[-1], breakdown.shown(rows)
+    rows, watch = kernels_of.measure(model, kernels_of.Step((64, 64), 1, 333, 2), Timer(), Ceilings(1e9, 1e9))
+    step, table = rows[-1], kernels_of.shown(rows)
+    assert sum(us for *_, us in watch.spans()) > 0
     assert step["ms"] == pytest.approx(sum(row["ms"] for row in rows[:-1]))
     assert step["floor_ms"] == pytest.approx(
         sum(row["count"] * row["floor_us"] for row in rows if "count" in row) / 1e3

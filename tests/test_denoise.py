@@ -12,7 +12,7 @@ import pytest
 
 from sd3par import denoise, graph
 from sd3par.device import Device, overwrite, why_no_graphs
-from sd3par.errors import Cancelled, ConfigError
+from sd3par.errors import Cancelled, ConfigError, OutOfMemory
 from sd3par.graph import StepGraph, StepGraphs
 from sd3par.guidance import halves
 from sd3par.pipeline import SD3Pipeline
@@ -160,7 +160,11 @@ def test_windows_of_modulations(recorded: SD3Pipeline, monkeypatch: pytest.Monke
     assert np.abs(latents(recorded) - want).max() < tolerances.PIPELINE * want.std()
 
 
-def no_graph(*_: Any) -> None:
+def no_graph(*_: Any, **__: Any) -> None:
+    raise RuntimeError("the device has no graphs")
+
+
+def full(*_: Any, **__: Any) -> None:
     raise MemoryError("the device is full")
 
 
@@ -172,7 +176,7 @@ def test_what_cannot_be_recorded_is_run(
     recorded.graphs.must = False
     with caplog.at_level(logging.WARNING):
         results = [latents(recorded), latents(recorded)]
-    assert [record.getMessage().count("the device is full") for record in caplog.records] == [1]
+    assert [record.getMessage().count("the device has no graphs") for record in caplog.records] == [1]
     assert recorded.engine == "eager"
     for result in results:
         np.testing.assert_array_equal(result, want)
@@ -180,8 +184,46 @@ def test_what_cannot_be_recorded_is_run(
 
 def test_what_must_be_recorded_is_an_error(recorded: SD3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "CapturedGraph", no_graph)
-    with pytest.raises(MemoryError, match="the device is full"):
+    with pytest.raises(RuntimeError, match="the device has no graphs"):
         latents(recorded)
+
+
+def test_what_has_no_room_is_run_this_once(
+    recorded: SD3Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    want, recorded.graphs.must = eager(recorded), False
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "CapturedGraph", full)
+        np.testing.assert_array_equal(latents(recorded), want)
+    assert [record.getMessage().count("the device is full") for record in caplog.records] == [1]
+    assert (recorded.engine, count(recorded)) == ("graph", 0)
+    np.testing.assert_array_equal(latents(recorded), want)
+    assert count(recorded) == 1
+
+
+def test_what_must_be_recorded_and_has_no_room_is_an_error(
+    recorded: SD3Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "CapturedGraph", full)
+    message = "^out of memory while recording a denoising step as a CUDA graph: MemoryError: the device is full. Sm"
+    with pytest.raises(OutOfMemory, match=message):
+        latents(recorded)
+
+
+def test_older_graphs_make_room(recorded: SD3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = eager(recorded)
+    for options in OTHERS[2:4]:
+        latents(recorded, **options)
+    works = graph.CapturedGraph
+
+    def fits_alone(*given: Any, **named: Any) -> Any:
+        if count(recorded):
+            full()
+        return works(*given, **named)
+
+    monkeypatch.setattr(graph, "CapturedGraph", fits_alone)
+    np.testing.assert_array_equal(latents(recorded), want)
+    assert count(recorded) == 1
 
 
 def test_engines() -> None:

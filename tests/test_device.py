@@ -92,7 +92,7 @@ def test_a_recording_that_fails_ends_and_says_why(gpu: Device) -> None:
 
     with pytest.raises(ValueError, match="broken"):
         CapturedGraph(gpu, function)
-    assert Recorder.log == ["capture_begin", "capture_end"]
+    assert Recorder.log == ["capture_begin", "capture_end", "reset"]
     assert gc.isenabled()
 
 

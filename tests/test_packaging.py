@@ -21,7 +21,8 @@ PACKAGED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in",
 
 # Where a module is not called as what it is installed by.
 DISTRIBUTIONS = {"PIL": "pillow", "paddle": "paddlepaddle"}
-OPTIONAL = {"sentencepiece", "google", "triton"}  # of sd3par/text/spiece.py and kernels/, which do without or say so
+# Of launch/bench/plot.py, sd3par/text/spiece.py and kernels/, which do without or say so.
+OPTIONAL = {"matplotlib", "sentencepiece", "google", "triton"}
 
 # Run with -S and sd3par first, so that no other install of it can answer; Paddle then comes from this environment.
 IMPORT = """

@@ -18,7 +18,9 @@ from tests.emulated import Emulation
 from tests.turns import Stuck
 
 why_no_peers = kernels.why_no_peers
-GPU = SimpleNamespace(current=lambda: "nvgpu:0", current_index=lambda: 0, synchronize=lambda: None)
+GPU = SimpleNamespace(
+    current=lambda: "nvgpu:0", current_index=lambda: 0, synchronize=lambda: None, tensor=paddle.to_tensor
+)
 PLAN = WeightPlan(heads=6, head_dim=8)
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")

@@ -69,10 +69,10 @@ def test_page_shows_the_newest_rows(tmp_path: Path) -> None:
     rows = [
         row(), row(**two, loop_s=0.6), row(**two, loop_s=0.45, when="2026-01-02"), row(dp=2, world=2, loop_s=0.1),
         row(sp=2, world=2, transport="collective", loop_s=0.2), row(sp=2, world=2, transport="peer", failed="no"),
-        row(who="diffusers", loop_s=0.3), row(engine="eager", loop_s=0.4),
+        row(steps=20, loop_s=0.2), row(who="diffusers", loop_s=0.3), row(engine="eager", loop_s=0.4),
     ]  # fmt: skip
     del rows[5]["loop_s"]
-    (tmp_path / "mesh.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+    (tmp_path / "parallel.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
     found = scaling.measured(tmp_path)
     assert [(each["dp"], each["loop_s"]) for each in found] == [(1, 0.9), (2, 0.45)]
     lines = list(scaling.comparison(found))

@@ -16,9 +16,10 @@ import pytest
 from sd3par.errors import ConfigError, RankFailure
 from sd3par.heartbeat import REASON_BYTES, Kind, Line, Message, Process, machine
 from sd3par.mesh import Mesh
+from sd3par.watch import Peer, Watch
 from sd3par.watchdog import EXIT_CODE, Watchdog, describe
 from tests.ranks import ROOT
-from tests.watchdog_ranks import SCENES, TIMEOUT_S, WORLD
+from tests.watchdog_ranks import GUARDED_S, SCENES, TIMEOUT_S, WORLD
 
 KEY = bytes(range(32))
 
@@ -79,12 +80,36 @@ def test_failed_collective_without_a_dead_rank(played: Path) -> None:
     assert said(played, "lost", 0).startswith("rank 1: RuntimeError: [pair.cc:584] Timed out")
 
 
-@pytest.mark.parametrize("scene", ["finished", "busy", "suspended"])
+@pytest.mark.parametrize("scene", ["agreed", "finished", "busy", "suspended", "deaf_for_long"])
 def test_no_false_alarm(played: Path, scene: str) -> None:
     ends = endings(played, scene)
     assert [end["code"] for end in ends] == [0] * WORLD
     assert [said(played, scene, rank) for rank in range(WORLD)] == [""] * WORLD
     assert ends[0]["seconds"] > 2 * TIMEOUT_S
+
+
+@pytest.mark.parametrize("scene", ["deaf_killed", "deaf_stopped"])
+def test_the_guard_of_a_rank_that_hears_nothing(played: Path, scene: str) -> None:
+    """Both others are held in a call that lets no thread run."""
+    ends = endings(played, scene)
+    assert [end["code"] for end in ends] == 3 * [-signal.SIGKILL]
+    assert all(end["seconds"] < 2 * GUARDED_S + 6 for end in ends)
+    how = {"deaf_killed": r"(was killed by SIGKILL \(out of memory\?\)|ended without a word)",
+           "deaf_stopped": rf"has not answered for {GUARDED_S:g} s(: it is stopped)?"}[scene]  # fmt: skip
+    for rank in (0, 2):
+        pattern = rf"sd3par: error: \[rank {rank}\] rank 1 \(pid {ends[1]['pid']}\) {how}\n"
+        assert re.fullmatch(pattern, said(played, scene, rank))
+
+
+def test_the_guard_hears_an_error_of_another_rank(played: Path) -> None:
+    assert [end["code"] for end in endings(played, "deaf_raised")] == [-signal.SIGKILL, 1, -signal.SIGKILL]
+    for rank in (0, 2):
+        assert said(played, "deaf_raised", rank) == f"sd3par: error: [rank {rank}] rank 1: ValueError: the cat ate it\n"
+
+
+def test_an_end_that_waits_for_ever(played: Path) -> None:
+    assert [end["code"] for end in endings(played, "stuck")] == [0, -signal.SIGKILL, 0]
+    assert [said(played, "stuck", rank) for rank in range(WORLD)] == [""] * WORLD
 
 
 def test_vanished_launcher(played: Path) -> None:
@@ -97,7 +122,7 @@ def test_vanished_launcher(played: Path) -> None:
 
 
 def test_every_scene_is_tested() -> None:
-    assert set(SCENES) == {"killed", "stopped", "raised", "reset", "lost", "finished", "busy", "suspended", "orphaned"}
+    assert all(f'"{scene}"' in Path(__file__).read_text(encoding="utf-8") for scene in SCENES)
 
 
 def test_message_round_trip() -> None:
@@ -125,22 +150,32 @@ def test_reason_is_one_printable_line() -> None:
 
 def test_repeated_message_does_not_count() -> None:
     """A datagram that someone recorded cannot keep a dead rank alive."""
-    dog, line = Watchdog.start(Mesh.single()), Line("127.0.0.1", 0)
-    from sd3par.watchdog import Peer
-
-    dog._peers = [peer := Peer(1, line.address, 0, 0, heard=0.0)]
-    dog._take(Message(Kind.BEAT, 1, 5))
+    peer = Peer(1, ("127.0.0.1", 0), 0, 0, heard=0.0)
+    watch = Watch(None, [peer], TIMEOUT_S)
+    watch._take(Message(Kind.BEAT, 1, 5))
     first = peer.heard
     assert first > 0
-    dog._take(Message(Kind.BEAT, 1, 5))
-    dog._take(Message(Kind.BEAT, 2, 9))
+    watch._take(Message(Kind.BEAT, 1, 5))
+    watch._take(Message(Kind.BEAT, 2, 9))
     assert peer.heard == first
-    dog._peers = []
-    line.close()
+
+
+def test_who_speaks_later_has_the_higher_number() -> None:
+    """A rank and its guard speak through one line, by turns."""
+    rank, other = Line.open("127.0.0.1", 0), Line.open("127.0.0.1", 1)
+    guard = Line.of(os.dup(rank.number), 0, KEY)
+    for line in (rank, other):
+        line.use_key(KEY)
+    for line in (rank, rank, guard, rank, guard, guard):
+        line.tell([other.address], Kind.BEAT)
+    numbers = [message.sequence for message in other.hear(0.5)]
+    assert len(numbers) == 6 and numbers == sorted(set(numbers))
+    for line in (rank, other, guard):
+        line.close()
 
 
 def test_line_drops_strangers_and_a_flood_ends() -> None:
-    first, second = Line("127.0.0.1", 0), Line("127.0.0.1", 1)
+    first, second = Line.open("127.0.0.1", 0), Line.open("127.0.0.1", 1)
     second.use_key(KEY)
     for _ in range(100):
         first.tell([second.address], Kind.FAILED, "forged")

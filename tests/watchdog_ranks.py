@@ -5,6 +5,7 @@ Ranks are forks, so that Paddle is imported once, and meet in files instead of c
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -12,16 +13,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
+from sd3par import watchdog
+from sd3par.errors import OutOfMemory
 from sd3par.mesh import Axis
 from sd3par.watchdog import Watchdog
 
 WORLD, TIMEOUT_S, DEADLINE_S = 3, 2.0, 20.0
+GUARDED_S = 6.0  # of silence where there are guards, processes that take their time to start
 
 
 class FileMesh:
@@ -84,6 +90,13 @@ def lost(dog: Watchdog, rank: int) -> None:
         blocked()
 
 
+def agreed(dog: Watchdog, rank: int) -> None:
+    """All have too little memory for a request, and go on with another."""
+    with suppress(OutOfMemory), dog.told_of_errors():
+        raise OutOfMemory("out of memory while denoising: rank 1: too much")
+    busy(dog, rank)
+
+
 def finished(dog: Watchdog, rank: int) -> None:
     """Rank 1 has nothing more to do; the others work on, longer than it may be silent."""
     if rank != 1:
@@ -121,9 +134,54 @@ def orphaned(dog: Watchdog, rank: int) -> None:
     blocked()
 
 
-SCENES: dict[str, Callable[[Watchdog, int], None]] = {
-    scene.__name__: scene for scene in (killed, stopped, raised, reset, lost, finished, busy, suspended, orphaned)
-}
+def held() -> None:
+    """Waits as in a call that keeps Python's lock: no thread of this process does anything."""
+    ctypes.PyDLL(None).sleep(int(DEADLINE_S))
+
+
+def deaf_killed(dog: Watchdog, rank: int) -> None:
+    if rank == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    held()
+
+
+def deaf_stopped(dog: Watchdog, rank: int) -> None:
+    if rank == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    held()
+
+
+def deaf_raised(dog: Watchdog, rank: int) -> None:
+    with dog.told_of_errors():
+        if rank == 1:
+            time.sleep(1)
+            raise ValueError("the cat ate it")
+        held()
+
+
+def deaf_for_long(dog: Watchdog, rank: int) -> None:
+    """A rank that is held for longer than it may be silent is no lost one: its guard speaks for it."""
+    if rank == 1:
+        time.sleep(TIMEOUT_S)
+        ctypes.PyDLL(None).usleep(int(1.5e6 * GUARDED_S))
+    time.sleep(TIMEOUT_S if rank == 1 else 2 * TIMEOUT_S + 1.5 * GUARDED_S)
+    dog.stop()
+
+
+def stuck(dog: Watchdog, rank: int) -> None:
+    """Rank 1 has finished, but for the end of its process, which waits for a device for ever."""
+    if rank == 1:
+        dog._at_exit()
+        held()
+    time.sleep(2 * TIMEOUT_S)
+    dog.stop()
+
+
+UNGUARDED = (killed, stopped, raised, reset, lost, agreed, finished, busy, suspended, orphaned)
+GUARDED = (deaf_killed, deaf_stopped, deaf_raised, deaf_for_long, stuck)
+SCENES: dict[str, Callable[[Watchdog, int], None]] = {scene.__name__: scene for scene in (*UNGUARDED, *GUARDED)}
 
 
 def play(folder: Path, scene: str) -> None:
@@ -143,7 +201,10 @@ def act(folder: Path, scene: str, rank: int) -> None:
     (folder / f"{rank}.pid").write_text(str(os.getpid()))
     logger = logging.getLogger("sd3par")
     logger.handlers, logger.propagate = [logging.StreamHandler()], False  # Paddle gives the root logger another format
-    dog: Any = Watchdog.start(FileMesh(folder, rank), TIMEOUT_S)
+    guarded = SCENES[scene] in GUARDED
+    if not guarded:
+        watchdog.Guard = mock.Mock()  # type: ignore[misc]
+    dog: Any = Watchdog.start(FileMesh(folder, rank), GUARDED_S if guarded else TIMEOUT_S)
     dog.folder = folder
     SCENES[scene](dog, rank)
 
@@ -162,9 +223,11 @@ def fork(work: Callable[[], None]) -> int:
 
 
 def main() -> None:
-    """Plays all scenes at once."""
+    """Plays all scenes at once; those with guards, whose start takes a processor's time, a little later."""
     folder = Path(sys.argv[1])
-    for scene in SCENES:
+    for scene, function in SCENES.items():
+        if function is GUARDED[0]:
+            time.sleep(TIMEOUT_S + 1)
         fork(lambda scene=scene: play(folder / scene, scene))
     for _ in SCENES:
         os.wait()

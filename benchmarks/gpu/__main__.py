@@ -27,7 +27,7 @@ from benchmarks.record import Run
 from sd3par.config import TRANSPORTS
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("ops", "kernels", "bandwidth", "picture", "attention", "breakdown", "startup", "peers", "decode", "models")
+PARTS = ("ops", "kernels", "bandwidth", "picture", "attention", "peers", "decode", "models")
 
 
 def mesh(text: str) -> dict[str, int]:
@@ -201,27 +201,6 @@ def beside(row: dict[str, Any], peers: list[dict[str, Any]]) -> None:
         row["ratio"] = row["us"] / row["peer_us"]
 
 
-def breakdown(options: argparse.Namespace, run: Run) -> bool:
-    """Measures where a step's time goes, for each model and size; its table is shown, not its rows."""
-    right = True
-    for model in options.models:
-        flags = [f"random:{model}", "--sizes", *map(str, options.sizes), "--images", str(options.images[0])]
-        rows, ended = read([*python("breakdown"), *flags], options.limit)
-        write(run, rows, {}, show=False)
-        right &= ended
-    return right
-
-
-def startup(options: argparse.Namespace, run: Run) -> bool:
-    """Measures the command from the shell, for each model."""
-    right = True
-    for model in options.models:
-        rows, ended = read([*python("startup"), model, "--steps", str(options.steps)], options.limit)
-        write(run, rows, {})
-        right &= ended
-    return right
-
-
 def write(run: Run, rows: list[dict[str, Any]], common: dict[str, Any], show: bool = True) -> None:
     """Appends rows to their benchmarks' files and shows them."""
     for row in rows:
@@ -260,7 +239,7 @@ def main() -> int:
     run = Run("gpu", name.split()[-1].lower(), folder=options.results, commit=options.commit, gpu=f"{count} x {name}")
     right = True
     together = {
-        "models": models, "attention": attention, "breakdown": breakdown, "startup": startup,
+        "models": models, "attention": attention,
         "peers": on_all("peers.py"), "decode": on_all("decode.py"),
     }  # fmt: skip
     for part in options.parts:

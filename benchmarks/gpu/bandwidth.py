@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import paddle
 from paddle import Tensor
 
-from benchmarks.gpu.timing import Timer, copy_rate, heat
 from sd3par.device import CapturedGraph, Device, Event, choose
 from sd3par.kernels.adaln import Stream, adaln_triton
 from sd3par.kernels.gated_sum import gated_sum_triton
@@ -28,6 +27,7 @@ from sd3par.kernels.group_norm_silu import group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_triton
 from sd3par.kernels.patch_embed import Tile, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_triton
+from sd3par.launch.bench.clock import Timer, copy_rate, heat
 
 COLD_BYTES = 500e6  # touched before the same memory is touched again; caches hold 60 MB at most
 REPLAYS, ROUNDS, HEAT_S = 4, 5, 0.05

@@ -23,12 +23,11 @@ sys.path[:1] = [str(ROOT)]  # the launcher starts this file as a script
 
 from benchmarks.gpu import parity  # noqa: E402
 from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TRANSFORMERS, WARM_UPS  # noqa: E402
-from benchmarks.gpu.steps import Loop  # noqa: E402
 from sd3par import MMDiT, SD3Pipeline, device  # noqa: E402
-from sd3par.captured import Captured  # noqa: E402
 from sd3par.config import GenerationRequest, ParallelConfig  # noqa: E402
-from sd3par.graph import StepGraphs  # noqa: E402
-from sd3par.launch.bench_time import largest, seconds  # noqa: E402
+from sd3par.launch.bench.engines import use  # noqa: E402
+from sd3par.launch.bench.steps import Loop  # noqa: E402
+from sd3par.launch.bench.timing import largest, seconds  # noqa: E402
 
 HOST_STEPS = 12  # to take the median of
 
@@ -52,16 +51,6 @@ def measure(pipe: SD3Pipeline, px: int, images: int, steps: int, repeats: int) -
         "spread": ordered[int(0.9 * (repeats - 1))] / loop - 1,
         "peak_gib": peak_gib,
     }  # fmt: skip
-
-
-def use(pipe: SD3Pipeline, engine: str) -> None:
-    """Switches the engine of a loaded pipeline."""
-    for recordings in (pipe.graphs, pipe.captured):
-        if recordings is not None:
-            recordings.clear()
-    card = device.Device(device.current(), pipe.transformer.dtype)
-    pipe.graphs = StepGraphs.choose(engine, card, pipe.mesh.world.size)
-    pipe.captured = Captured.choose(engine, card, pipe.mesh)
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import paddle
 
 from benchmarks.gpu.shapes import ATTENTION, attention_flops, attention_name
-from benchmarks.gpu.timing import Timer
 from sd3par import device, kernels
+from sd3par.launch.bench.clock import Timer
 
 
 def measure(timer: Timer, dtype: str, rows: int, tokens: tuple[int, ...], heads: int, head_dim: int) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import paddle
 
 from benchmarks.gpu import controls
 from benchmarks.gpu.shapes import TIMESTEP, case_name, cases, relative
-from benchmarks.gpu.swap import references, swapped
 from sd3par import MMDiT, SD3Pipeline, kernels
+from sd3par.launch.bench.swap import references, swapped
 from sd3par.vae import VAE
 
 

@@ -15,10 +15,11 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 sys.modules["kernels"] = None  # type: ignore[assignment]  # diffusers looks for PyPI's package and would find ours
@@ -26,6 +27,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TRANSFORMERS, WARM_UPS  # noqa: E402
+from sd3par.launch.bench.states import states  # noqa: E402
 
 ENGINES = ("eager", "default", "reduce-overhead", "max-autotune")
 FASTEST = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
@@ -53,7 +55,7 @@ class Compiled:
     """A pipeline whose transformer and VAE decoder are compiled anew for each size."""
 
     def __init__(self, pipe: StableDiffusion3Pipeline, engine: str) -> None:
-        self.pipe, self._transformer, self._decode = pipe, pipe.transformer, pipe.vae.decode
+        self.pipe, self.transformer, self._decode = pipe, pipe.transformer, pipe.vae.decode
         self._mode = None if engine == "default" else engine
         self._eager = engine == "eager"
         if engine == "max-autotune":  # what diffusers' documentation sets beside this mode
@@ -72,25 +74,45 @@ class Compiled:
             return
         torch.compiler.reset()
         options: dict[str, Any] = dict(mode=self._mode, fullgraph=True, dynamic=False)
-        self.pipe.transformer = torch.compile(self._transformer, **options)
+        self.pipe.transformer = torch.compile(self.transformer, **options)
         self.pipe.vae.decode = torch.compile(self._decode, **options)
 
 
-def draw(pipe: StableDiffusion3Pipeline, px: int, images: int, steps: int, seed: int) -> tuple[torch.Tensor, float]:
+class Draw(NamedTuple):
+    """What is drawn: size in pixels, pictures at once, steps, guidance and text tokens."""
+
+    px: int
+    images: int
+    steps: int
+    guidance: float
+    tokens: int
+
+
+def embeds(pipe: Any, config: Any, what: Draw, seed: int) -> dict[str, torch.Tensor]:
+    """Returns the text states that sd3par draws with this seed, as arguments of a pipeline."""
+    device = pipe if isinstance(pipe, str) else pipe.device
+
+    def of_all(one: np.ndarray) -> torch.Tensor:
+        first, axes = torch.from_numpy(one).to(device, torch.bfloat16), tuple(range(one.ndim))
+        return torch.stack([torch.roll(first, (image,) * one.ndim, axes) for image in range(what.images)])
+
+    found = states(seed, what.tokens, config.joint_attention_dim, config.pooled_projection_dim)
+    names = ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
+    return {name: of_all(one) for name, one in zip(names, found, strict=True)}
+
+
+def noise_of(what: Draw, seed: int) -> list[torch.Generator]:
+    """Returns what draws the noise that sd3par begins with."""
+    return [torch.Generator("cpu").manual_seed(seed + image) for image in range(what.images)]
+
+
+def draw(pipe: StableDiffusion3Pipeline, what: Draw, seed: int) -> tuple[torch.Tensor, float]:
     """Returns latents [B, 16, h, w] from embeddings never seen before, and the seconds that the call took."""
-    device, generator = pipe.device, torch.Generator(pipe.device).manual_seed(seed)
-    config = pipe.transformer.config
-
-    def embeds(*shape: int) -> torch.Tensor:
-        return torch.randn(images, *shape, device=device, dtype=torch.bfloat16, generator=generator)
-
-    tokens, pooled = (TEXT_TOKENS, config.joint_attention_dim), (config.pooled_projection_dim,)
-    call = dict(prompt_embeds=embeds(*tokens), negative_prompt_embeds=embeds(*tokens),
-                pooled_prompt_embeds=embeds(*pooled), negative_pooled_prompt_embeds=embeds(*pooled))  # fmt: skip
+    call = embeds(pipe, pipe.transformer.config, what, seed)
     wait(pipe)
     start = time.perf_counter()
-    latents = pipe(**call, height=px, width=px, num_inference_steps=steps, guidance_scale=GUIDANCE,
-                   output_type="latent", generator=generator).images  # fmt: skip
+    latents = pipe(**call, height=what.px, width=what.px, num_inference_steps=what.steps, guidance_scale=what.guidance,
+                   output_type="latent", generator=noise_of(what, seed)).images  # fmt: skip
     wait(pipe)
     return latents, time.perf_counter() - start
 
@@ -111,55 +133,80 @@ def wait(pipe: StableDiffusion3Pipeline) -> None:
         torch.cuda.synchronize()
 
 
-def attends_by(px: int, images: int, config: Any, device: str) -> str:
+def attends_by(what: Draw, config: Any, device: str) -> str:
     """Returns which of torch's attentions runs at a size, of those that are allowed now."""
     heads, head_dim = config.num_attention_heads, config.attention_head_dim
-    shape = (2 * images, heads, (px // 16) ** 2 + TEXT_TOKENS, head_dim)
+    shape = (2 * what.images, heads, (what.px // 16) ** 2 + what.tokens, head_dim)
     q = torch.empty(shape, device=device, dtype=torch.bfloat16)
     return str(SDPBackend(torch._fused_sdp_choice(q, q, q)).name).lower()
 
 
 @torch.no_grad()
-def measure(compiled: Compiled, px: int, images: int, steps: int, repeats: int) -> Iterator[dict[str, Any]]:
+def measure(compiled: Compiled, what: Draw, repeats: int) -> Iterator[dict[str, Any]]:
     """Yields one row twice: with the loop, and with the decoder too, whose compilation takes long."""
     pipe, cuda = compiled.pipe, torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     with sdpa_kernel(list(FASTEST), set_priority=True):
         compiled.renew()
-        attention = attends_by(px, images, pipe.transformer.config, pipe.device.type)
-        drawn = [draw(pipe, px, images, steps, seed) for seed in range(WARM_UPS + repeats)]
+        attention = attends_by(what, pipe.transformer.config, pipe.device.type)
+        drawn = [draw(pipe, what, seed) for seed in range(WARM_UPS + repeats)]
         taken = sorted(seconds for _, seconds in drawn[WARM_UPS:])
         loop = statistics.median(taken)
         row = {
-            "height": px, "width": px, "images": images, "loop_s": loop, "step_ms": 1e3 * loop / steps,
-            "first_s": drawn[0][1], "attention": attention, "repeats": repeats,
-            "spread": taken[int(0.9 * (repeats - 1))] / loop - 1,
+            "height": what.px, "width": what.px, "images": what.images, "loop_s": loop,
+            "step_ms": 1e3 * loop / what.steps, "first_s": drawn[0][1], "attention": attention, "repeats": repeats,
+            "spread": taken[round(0.9 * (repeats - 1))] / loop - 1,
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0,
         }  # fmt: skip
         yield row
         decoded = [decode(pipe, latents) for latents, _ in drawn]
     image = loop + statistics.median(decoded[WARM_UPS:])
-    yield {**row, "image_s": image, "decode_ms": 1e3 * (image - loop), "images_per_s": images / image}
+    rate = what.images / image
+    yield {**row, "image_s": image, "decode_ms": 1e3 * (image - loop), "images_per_s": rate}
+
+
+@torch.no_grad()
+def kept(pipe: Any, whats: Sequence[Draw], file: Path) -> None:
+    """Writes the latents [1, 16, h, w] of seed 0 for each size, by its pixels."""
+    sizes = {str(what.px): draw(pipe, what._replace(images=1), 0)[0].float().cpu().numpy() for what in whats}
+    np.savez(file, **sizes)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that both peers have."""
+    parser.add_argument("model", choices=TRANSFORMERS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 512], help="pictures to time, in pixels")
+    parser.add_argument("--images", type=int, nargs="*", default=[1], help="pictures a call")
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--tokens", type=int, default=TEXT_TOKENS, help="of text")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--keep", type=Path, help="write the latents of seed 0 to this file")
+
+
+def draws(options: argparse.Namespace) -> list[Draw]:
+    """Returns what these flags ask for."""
+    every = itertools.product(options.sizes, options.images)
+    return [Draw(px, images, options.steps, options.guidance, options.tokens) for px, images in every]
 
 
 def main() -> None:
     """Times one engine; one JSON object a line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("model", choices=TRANSFORMERS)
-    parser.add_argument("folder", type=Path)
+    add_flags(parser)
     parser.add_argument("--engine", choices=ENGINES, default="eager", help="eager, or a mode of torch.compile")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 512], help="pictures to time, in pixels")
-    parser.add_argument("--images", type=int, nargs="*", default=[1], help="pictures a call")
-    parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     compiled = Compiled(pipeline(options.model, options.folder, device), options.engine)
     who = "diffusers" if options.engine == "eager" else "diffusers-compile"
-    for px, images in itertools.product(options.sizes, options.images):
-        for row in measure(compiled, px, images, options.steps, options.repeats):
+    for what in draws(options):
+        for row in measure(compiled, what, options.repeats):
             print(json.dumps({"bench": "loop", "who": who, "engine": options.engine, **row}), flush=True)
+    if options.keep is not None:  # eager: another number of pictures would be compiled anew
+        compiled.pipe.transformer = compiled.transformer
+        kept(compiled.pipe, draws(options), options.keep)
 
 
 if __name__ == "__main__":

@@ -17,26 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:1] = [str(ROOT)]  # torchrun starts this file as a script
 
-from benchmarks.gpu.peer_loop import pipeline  # noqa: E402
-from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TRANSFORMERS, WARM_UPS  # noqa: E402
-
-
-def embeds(config: Any, seed: int) -> dict[str, torch.Tensor]:
-    """Returns text states of one prompt, never seen before, the same on every rank."""
-    generator = torch.Generator("cuda").manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(1, *shape, device="cuda", dtype=torch.bfloat16, generator=generator)
-
-    tokens, pooled = (TEXT_TOKENS, config.joint_attention_dim), (config.pooled_projection_dim,)
-    return dict(prompt_embeds=normal(*tokens), negative_prompt_embeds=normal(*tokens),
-                pooled_prompt_embeds=normal(*pooled), negative_pooled_prompt_embeds=normal(*pooled))  # fmt: skip
+from benchmarks.gpu.peer_loop import Draw, add_flags, draws, embeds, noise_of, pipeline  # noqa: E402
+from benchmarks.gpu.shapes import TRANSFORMERS, WARM_UPS  # noqa: E402
 
 
 def parallel(model: str, folder: Path, px: int, options: argparse.Namespace) -> Any:
@@ -51,59 +40,64 @@ def parallel(model: str, folder: Path, px: int, options: argparse.Namespace) -> 
     return xFuserStableDiffusion3Pipeline(pipeline(model, folder, "cuda", fused=False), engine)
 
 
-def seconds(pipe: Any, config: Any, px: int, steps: int, seed: int, output_type: str) -> float:
-    """Returns the seconds of one call, the slowest rank's."""
-    given = embeds(config, seed)
+def timed(pipe: Any, config: Any, what: Draw, seed: int, output_type: str) -> tuple[Any, float]:
+    """Returns what a call gives on this rank, and its seconds, the slowest rank's."""
+    given = embeds("cuda", config, what, seed)
     dist.barrier()
     torch.cuda.synchronize()
     start = time.perf_counter()
-    pipe(**given, height=px, width=px, num_inference_steps=steps, guidance_scale=GUIDANCE, output_type=output_type,
-         generator=torch.Generator("cuda").manual_seed(seed))  # fmt: skip
+    result = pipe(**given, height=what.px, width=what.px, num_inference_steps=what.steps, output_type=output_type,
+                  guidance_scale=what.guidance, generator=noise_of(what, seed))  # fmt: skip
     torch.cuda.synchronize()
     took = torch.tensor(time.perf_counter() - start, device="cuda")
     dist.all_reduce(took, op=dist.ReduceOp.MAX)
-    return float(took.item())
+    return result, float(took.item())
 
 
 @torch.no_grad()
-def measure(options: argparse.Namespace, px: int) -> dict[str, Any]:
-    """Returns a row about one size."""
+def measure(options: argparse.Namespace, what: Draw, kept: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row about one size; puts the latents of seed 0 into `kept`, by the size in pixels."""
     torch.cuda.reset_peak_memory_stats()
     pipe, config = (
-        parallel(options.model, options.folder, px, options),
+        parallel(options.model, options.folder, what.px, options),
         argparse.Namespace(**TRANSFORMERS[options.model]),
     )
     found = {}
     for name, kind in (("loop_s", "latent"), ("image_s", "pt")):
-        taken = [seconds(pipe, config, px, options.steps, seed, kind) for seed in range(WARM_UPS + options.repeats)]
+        taken = [timed(pipe, config, what, seed, kind)[1] for seed in range(WARM_UPS + options.repeats)]
         ordered = sorted(taken[WARM_UPS:])
         found[name] = statistics.median(ordered)
-        found.setdefault("spread", ordered[int(0.9 * (options.repeats - 1))] / found[name] - 1)
+        found.setdefault("spread", ordered[round(0.9 * (options.repeats - 1))] / found[name] - 1)
     peak = torch.tensor(torch.cuda.max_memory_allocated() / 2**30, device="cuda")
     dist.all_reduce(peak, op=dist.ReduceOp.MAX)
-    return {"height": px, "width": px, **found, "step_ms": 1e3 * found["loop_s"] / options.steps,
-            "peak_gib": float(peak.item()), "repeats": options.repeats}  # fmt: skip
+    drawn = getattr(timed(pipe, config, what, 0, "latent")[0], "images", None)
+    if isinstance(drawn, torch.Tensor):  # xDiT gives pictures to one rank alone
+        kept[str(what.px)] = drawn.float().cpu().numpy()
+    return {"height": what.px, "width": what.px, **found, "step_ms": 1e3 * found["loop_s"] / options.steps,
+            "images_per_s": what.images / found["image_s"], "peak_gib": float(peak.item()),
+            "repeats": options.repeats}  # fmt: skip
 
 
 def main() -> None:
     """Times one layout; one JSON object a line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("model", choices=TRANSFORMERS)
-    parser.add_argument("folder", type=Path)
+    add_flags(parser)
     parser.add_argument("--cfg", type=int, default=1, help="2: unconditional and conditional rows on two GPUs")
     parser.add_argument("--ulysses", type=int, default=1)
     parser.add_argument("--eager", action="store_true")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1024], help="pictures to time, in pixels")
-    parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    for px in options.sizes:
-        row = measure(options, px)
+    kept: dict[str, Any] = {}
+    for what in draws(options):
+        row = measure(options, what, kept)
         if dist.get_rank() == 0:
             who = "xdit" if options.eager else "xdit-compile"
             shown = {"bench": "loop", "who": who, "engine": f"cfg {options.cfg} x ulysses {options.ulysses}"}
-            print(json.dumps({**shown, "world": dist.get_world_size(), "images": 1, **row}), flush=True)
+            print(json.dumps({**shown, "world": dist.get_world_size(), "images": what.images, **row}), flush=True)
+    if options.keep is not None and len(kept) == len(options.sizes):
+        mine = options.keep.with_suffix(f".{dist.get_rank()}.npz")  # several ranks may have them
+        np.savez(mine, **kept)
+        mine.replace(options.keep)
     dist.destroy_process_group()
 
 

@@ -29,13 +29,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:1] = [str(ROOT)]  # the launcher starts this file as a script
 
 from sd3par import SD3Pipeline, device, weights  # noqa: E402
-from sd3par.captured import Captured  # noqa: E402
+from sd3par.begin import first_latents  # noqa: E402
 from sd3par.config import GenerationRequest, ParallelConfig  # noqa: E402
 from sd3par.device import Device  # noqa: E402
-from sd3par.graph import StepGraphs  # noqa: E402
-from sd3par.inputs import Inputs  # noqa: E402
-from sd3par.launch.bench_mesh import mesh_of, name_of  # noqa: E402
-from sd3par.launch.bench_time import embeds, seconds  # noqa: E402
+from sd3par.inputs import Inputs, Start  # noqa: E402
+from sd3par.launch.bench.case import mesh_of, name_of  # noqa: E402
+from sd3par.launch.bench.engines import use  # noqa: E402
+from sd3par.launch.bench.timing import embeds, seconds  # noqa: E402
+from sd3par.scheduler import schedule  # noqa: E402
 from sd3par.static.export import Target, export  # noqa: E402
 from sd3par.static.write import PARAMETERS  # noqa: E402
 from sd3par.weights.manifest import Limits  # noqa: E402
@@ -54,6 +55,7 @@ def load(model: str | Path, parallel: ParallelConfig, dtype: str = "auto") -> tu
 
 def write(options: argparse.Namespace, parallel: ParallelConfig, folder: Path, card: Device) -> dict[str, Any]:
     """Exports for a mesh; returns seconds, and bytes of all files and of the parameters among them."""
+    shutil.rmtree(folder, ignore_errors=True)  # what a run left that was ended
     files, begin = weights.open_model(f"random:{options.model}", text_encoders=False), time.perf_counter()
     kind = "cpu" if card.kind == "cpu" else "cuda"
     target = Target(parallel, card.dtype, kind, () if kind == "cpu" else tuple(options.arch))
@@ -64,26 +66,13 @@ def write(options: argparse.Namespace, parallel: ParallelConfig, folder: Path, c
             "files": len(sizes)}  # fmt: skip
 
 
-def use(pipe: SD3Pipeline, engine: str) -> None:
-    """Lets a loaded pipeline record, or not."""
-    for recordings in (pipe.graphs, pipe.captured):
-        if recordings is not None:
-            recordings.clear()
-    card = Device(device.current(), pipe.transformer.dtype)
-    choice = "eager" if engine.startswith("eager") else "auto"
-    pipe.graphs = StepGraphs.choose(choice, card, pipe.mesh.world.size)
-    pipe.captured = Captured.choose(choice, card, pipe.mesh)
-
-
 def change(pipe: SD3Pipeline, px: int) -> paddle.Tensor:
     """Returns what one step changes of the noise of seed 1, [1, C, h, w] fp32: the prediction, times a number."""
     request = GenerationRequest(None, height=px, width=px, num_inference_steps=1, guidance_scale=GUIDANCE, seed=1)
     inputs = Inputs(embeds=embeds(pipe, 1, TEXT_TOKENS, 1))
     after = pipe.generate(request, inputs, "latent", progress=False).images
-    start = pipe._begin(
-        request, inputs.start(tuple(after.shape), px, px), tuple(after.shape), pipe._plan(request, inputs)
-    )
-    return after - start
+    shape = (1, *(int(size) for size in after.shape[1:]))
+    return after - first_latents(Start(), shape, 1, schedule(pipe.scheduler, 1), pipe.vae, None)
 
 
 def relative(found: paddle.Tensor, wanted: paddle.Tensor) -> float:
@@ -117,7 +106,7 @@ def rows(options: argparse.Namespace, parallel: ParallelConfig, folder: Path) ->
     for px in options.sizes:
         found = {}
         for engine, pipe in engines.items():
-            use(pipe, engine)
+            use(pipe, "eager" if engine.startswith("eager") else "auto")
             repeats = max(2, options.repeats // 3) if engine.startswith("eager") else options.repeats
             found[engine] = change(pipe, px)
             row = {"engine": engine, "transport": pipe.transformer.transport, **times(pipe, px, options, repeats)}

@@ -16,9 +16,9 @@ from paddle import Tensor
 from sd3par import kernels
 from sd3par.attention import windows
 from sd3par.kernels import Product
-from sd3par.mesh import TracedMesh
 from sd3par.padding import merge
 from sd3par.plan import WeightPlan
+from sd3par.static.mesh import TracedMesh
 from sd3par.sums import Branch, GatedBranches, Sums
 
 

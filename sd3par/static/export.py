@@ -17,10 +17,10 @@ from paddle import nn
 from sd3par import __version__
 from sd3par.config import ModelConfig, ParallelConfig, parse_config, require
 from sd3par.errors import ConfigError
-from sd3par.mesh import TracedMesh
 from sd3par.mmdit import MMDiT
 from sd3par.plan import axis_ranks, clip_ranks, ring
 from sd3par.static import operators
+from sd3par.static.mesh import TracedMesh
 from sd3par.static.parts import ClipText, Decode, Encode, Part, Prepare, Step, T5Text
 from sd3par.static.write import PARAMETERS, PROGRAM, renumbered, write
 from sd3par.text.clip import CLIPTextEncoder

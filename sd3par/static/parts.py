@@ -16,9 +16,9 @@ from paddle.static import InputSpec
 from sd3par import kernels
 from sd3par.conditions import Conditions, Layout
 from sd3par.embeddings import frequencies, sinusoids
-from sd3par.mesh import TracedMesh
 from sd3par.mmdit import MMDiT
 from sd3par.static.exchange import Numbers
+from sd3par.static.mesh import TracedMesh
 from sd3par.text.clip import CLIPTextEncoder
 from sd3par.text.t5 import T5Encoder
 from sd3par.vae import VAE

@@ -10,7 +10,7 @@ from pathlib import Path
 import paddle
 
 from sd3par.errors import CheckpointError
-from sd3par.mesh import COLLECTIVES, TracedMesh
+from sd3par.static.mesh import COLLECTIVES, TracedMesh
 from sd3par.static.parts import Part
 
 PROGRAM, PARAMETERS = ".json", ".pdiparams"

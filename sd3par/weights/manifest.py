@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from sd3par.errors import CheckpointError, ConfigError
 from sd3par.weights.json_file import read_json
 
 FORMAT = 1
+BLOCK = 64 << 20  # bytes: one core hashes about 1.2 GB a second, and the parameters of SD3 are 4 GB
+THREADS = min(8, len(os.sched_getaffinity(0)))
 MANIFEST = "sd3par-export.json"
 EXPORT = "an export that sd3par export wrote"
 
@@ -43,10 +46,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class File:
-    """Size and SHA-256 of a file."""
+    """Size of a file, and the SHA-256 of each `BLOCK` of it: small files have one, as sha256sum prints it."""
 
     bytes: int
-    sha256: str
+    sha256: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,14 @@ class Manifest:
 
 
 class Digests:
-    """Compares files with a manifest while other work goes on; hashlib leaves Python's lock alone."""
+    """Compares files with a manifest while other work goes on, on several cores: hashlib leaves Python's lock alone."""
 
     def __init__(self, folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
-        self._folder, self._pool = folder, ThreadPoolExecutor(4, "sd3par-sha256")
-        self._wanted: list[tuple[Path, str, Future[str]]] = [
-            (folder / name, manifest.files[name]["sha256"], self._pool.submit(sha256, folder / name)) for name in names
+        self._pool = ThreadPoolExecutor(THREADS, "sd3par-sha256")
+        self._wanted = [
+            (folder / name, wanted, self._pool.submit(_sha256, folder / name, index))
+            for name in names
+            for index, wanted in enumerate(manifest.files[name]["sha256"])
         ]
 
     def finish(self) -> None:
@@ -164,32 +169,33 @@ class Digests:
             self._pool.shutdown(cancel_futures=True)
 
 
-def sha256(path: Path) -> str:
-    """Returns the digest of a file in hexadecimal."""
+def _sha256(path: Path, index: int) -> str:
+    """Returns the digest of block `index` of a file in hexadecimal."""
+    found, left = hashlib.sha256(), BLOCK
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    """The same on Python 3.10."""
-    found = hashlib.sha256()
-    while block := file.read(1 << 20):
-        found.update(block)
+        file.seek(index * BLOCK)
+        while data := file.read(min(left, 1 << 20)):
+            found.update(data)
+            left -= len(data)
     return found.hexdigest()
 
 
 def described(folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Returns size and digest of each file, name -> {bytes, sha256}; names are relative to the folder."""
+    """Returns size and digests of each file, name -> {bytes, sha256}; names are relative to the folder."""
     names = sorted(names)
-    with ThreadPoolExecutor(4) as pool:
-        digests = pool.map(lambda name: sha256(folder / name), names)
-        return {
-            name: asdict(File((folder / name).stat().st_size, digest))
-            for name, digest in zip(names, digests, strict=True)
-        }
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    blocks = [(name, index) for name in names for index in range(max(1, -(-sizes[name] // BLOCK)))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = pool.map(lambda block: _sha256(folder / block[0], block[1]), blocks)
+        found: dict[str, list[str]] = {}
+        for (name, _), digest in zip(blocks, digests, strict=True):
+            found.setdefault(name, []).append(digest)
+    return {name: asdict(File(sizes[name], tuple(found[name]))) for name in names}
 
 
 def fingerprint(files: Mapping[str, Any], suffix: str) -> str:
     """Returns one digest of all files that end so."""
-    lines = "".join(f"{name} {file['sha256']}\n" for name, file in sorted(files.items()) if name.endswith(suffix))
+    lines = "".join(
+        f"{name} {' '.join(file['sha256'])}\n" for name, file in sorted(files.items()) if name.endswith(suffix)
+    )
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -25,12 +25,12 @@ from paddle import Tensor
 
 sys.path[:1] = [str(Path(__file__).resolve().parents[2])]  # the launcher starts this file as a script
 
-from benchmarks.gpu.steps import Loop  # noqa: E402
 from sd3par import SD3Pipeline  # noqa: E402
 from sd3par.config import GenerationRequest, ParallelConfig  # noqa: E402
 from sd3par.device import CapturedGraph, Device, choose, current, synchronize  # noqa: E402
 from sd3par.graph import StepGraphs  # noqa: E402
 from sd3par.inputs import Inputs, PromptEmbeds  # noqa: E402
+from sd3par.launch.bench.steps import Loop  # noqa: E402
 
 LENGTHS = [1, 63, 1000, 1 << 15, (1 << 18) + 3, 1 << 21, 1 << 24]  # of fp32: 4 bytes to 64 MB
 ROUNDS, COPIES = 30, 3

@@ -100,6 +100,14 @@ def test_echo_ends_an_open_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "\r 10%|#\r 20%|##\n"
 
 
+def test_last_words_of_a_rank_that_was_held(tmp_path: Path) -> None:
+    assert spawn.last_words(tmp_path) is None
+    (tmp_path / "workerlog.0").write_text("sd3par: warning: [rank 0] no\nnothing\n")
+    assert spawn.last_words(tmp_path) is None
+    (tmp_path / "workerlog.2").write_text("I1129\nsd3par: error: [rank 2] rank 1 (pid 7) was killed by SIGKILL\n")
+    assert spawn.last_words(tmp_path) == {"rank": 2, "code": 75, "reason": "rank 1 (pid 7) was killed by SIGKILL"}
+
+
 @pytest.mark.parametrize("codes, cause", [
     ({0: 75, 1: 1, 2: 75}, 1),
     ({0: 75, 2: 2}, 2),

@@ -1,6 +1,6 @@
-"""Judges a packed model with diffusers' own pipeline and the automatic check of tests/shapes.py.
+"""Judges a packed model with diffusers' own pipeline and the automatic check of launch/bench/shapes.py.
 
-PYTHONPATH=tests python tests/make/tiny_check.py FOLDER --guidance 7 4 --lengths 256 77 --sheet sheet.png
+PYTHONPATH=. python tests/make/tiny_check.py FOLDER --guidance 7 4 --lengths 256 77 --sheet sheet.png
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
-from shapes import Prompt, describe, flatness, heldout_prompts
+
+from sd3par.launch.bench.shapes import Prompt, describe, flatness, heldout_prompts
 
 
 def draw(pipe: StableDiffusion3Pipeline, prompts: list[Prompt], guidance: float, length: int, steps: int) -> np.ndarray:

@@ -6,7 +6,8 @@ from multiprocessing import Pool
 from typing import NamedTuple
 
 import numpy as np
-from shapes import COLOURS, SHAPES, SIZES, TEMPLATES, combinations, draw_mask, phrase, with_article
+
+from sd3par.launch.bench.shapes import COLOURS, SHAPES, SIZES, TEMPLATES, combinations, draw_mask, phrase, with_article
 
 IMAGE_SIZE = 128
 RADII = {"": (24.0, 46.0), "small": (20.0, 26.0), "large": (38.0, 47.0)}

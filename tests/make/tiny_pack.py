@@ -1,6 +1,6 @@
 """Puts trained weights, tokenizers and configurations together as a folder in diffusers' layout.
 
-PYTHONPATH=tests python tests/make/tiny_pack.py WORK TOKENIZERS FOLDER
+PYTHONPATH=. python tests/make/tiny_pack.py WORK TOKENIZERS FOLDER
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Makes the three tokenizers of the bundled model: two of CLIP's byte-level BPE, one sentencepiece for T5.
 
-PYTHONPATH=tests python tests/make/tiny_tokenizers.py FOLDER
+PYTHONPATH=. python tests/make/tiny_tokenizers.py FOLDER
 """
 
 from __future__ import annotations

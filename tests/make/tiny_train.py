@@ -1,7 +1,7 @@
 """Trains transformer and text encoders of the bundled model together, as SD3 was: rectified flow on latents.
 
-    PYTHONPATH=tests python tests/make/tiny_train.py WORK TOKENIZERS --minutes 9 --begin 0 --end 0.5
-    PYTHONPATH=tests python tests/make/tiny_train.py WORK TOKENIZERS --minutes 9 --begin 0.5 --end 1
+    PYTHONPATH=. python tests/make/tiny_train.py WORK TOKENIZERS --minutes 9 --begin 0 --end 0.5
+    PYTHONPATH=. python tests/make/tiny_train.py WORK TOKENIZERS --minutes 9 --begin 0.5 --end 1
 
 WORK holds vae.safetensors and vae.json; the second call goes on from what the first left there.
 """

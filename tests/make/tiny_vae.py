@@ -1,6 +1,6 @@
 """Trains the autoencoder of the bundled model.
 
-    PYTHONPATH=tests python tests/make/tiny_vae.py WORK --minutes 3
+    PYTHONPATH=. python tests/make/tiny_vae.py WORK --minutes 3
 
 Writes WORK/vae.safetensors (weights) and WORK/vae.json (scaling and shift factor).
 """

@@ -19,10 +19,11 @@ from sd3par.config import ParallelConfig
 from sd3par.denoise import Denoiser, Transformer
 from sd3par.engine import choose_device, choose_mesh
 from sd3par.errors import ConfigError
-from sd3par.mesh import Mesh, TracedMesh
+from sd3par.mesh import Mesh
 from sd3par.pipeline import SD3Pipeline
 from sd3par.plan import rows_for
 from sd3par.scheduler import SchedulerConfig, schedule
+from sd3par.static.mesh import TracedMesh
 from sd3par.static.parts import Prepare, Step
 from sd3par.static.program import Program
 from sd3par.static.transformer import StaticTransformer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,12 +16,12 @@ import pytest
 
 from sd3par.config import ParallelConfig
 from sd3par.errors import CheckpointError, ConfigError
-from sd3par.mesh import TracedMesh
 from sd3par.pipeline import SD3Pipeline
 from sd3par.static.export import Target, export
+from sd3par.static.mesh import TracedMesh
 from sd3par.static.write import PARAMETERS, collectives
-from sd3par.weights import open_model
-from sd3par.weights.manifest import MANIFEST, Manifest, sha256
+from sd3par.weights import manifest, open_model
+from sd3par.weights.manifest import MANIFEST, Manifest
 from tests import tolerances
 from tests.ranks import ROOT
 from tests.static import exports
@@ -80,12 +81,27 @@ def test_exported_twice_is_the_same(folder: Path, tmp_path: Path) -> None:
 
 
 def test_manifest(folder: Path) -> None:
-    manifest, written = Manifest.read(folder), {path.name for path in folder.rglob("*") if path.is_file()}
-    assert (manifest.model, manifest.dtype, manifest.target, manifest.operators) == ("tiny", "float32", "cpu", ())
-    assert (manifest.paddle, manifest.parallel) == (paddle.__version__, ParallelConfig())
-    assert manifest.most == exports.LIMITS
-    assert {Path(name).name for name in manifest.files} | {MANIFEST} == written
-    assert all(file["sha256"] == sha256(folder / name) for name, file in manifest.files.items())
+    found, written = Manifest.read(folder), {path.name for path in folder.rglob("*") if path.is_file()}
+    assert (found.model, found.dtype, found.target, found.operators) == ("tiny", "float32", "cpu", ())
+    assert (found.paddle, found.parallel, found.most) == (paddle.__version__, ParallelConfig(), exports.LIMITS)
+    assert {Path(name).name for name in found.files} | {MANIFEST} == written
+    assert all(file["sha256"] == _sha256(folder / name) for name, file in found.files.items())
+
+
+def _sha256(path: Path) -> list[str]:
+    """Returns what sha256sum prints of a file, or of each 64 MiB."""
+    data = path.read_bytes()
+    return [hashlib.sha256(data[start : start + (64 << 20)]).hexdigest() for start in range(0, len(data), 64 << 20)]
+
+
+def test_large_files_have_a_digest_for_each_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "BLOCK", 3)
+    (tmp_path / "x").write_bytes(b"abcdefgh")
+    (tmp_path / "empty").write_bytes(b"")
+    wanted = [hashlib.sha256(part).hexdigest() for part in (b"abc", b"def", b"gh")]
+    found = manifest.described(tmp_path, ["x", "empty"])
+    assert found["x"] == {"bytes": 8, "sha256": tuple(wanted)}
+    assert found["empty"]["sha256"] == (hashlib.sha256(b"").hexdigest(),)
 
 
 def test_every_parameter_is_written_once(tmp_path: Path) -> None:
@@ -123,9 +139,9 @@ def test_another_checkpoint_has_another_fingerprint(folder: Path, tmp_path: Path
 def test_programs_for_gpus(parallel: ParallelConfig, wanted: dict[str, int], tmp_path: Path) -> None:
     """Written here, without one."""
     files = replace(open_model("tiny"), text_encoder=None)
-    manifest = export(files, tmp_path / "gpu", Target(parallel, "bfloat16", "cuda", (90,)), exports.LIMITS)
-    assert (manifest.target, manifest.dtype, manifest.architectures) == ("cuda", "bfloat16", (90,))
-    programs = [pair[0] for pair in manifest.programs["step"]]
+    made = export(files, tmp_path / "gpu", Target(parallel, "bfloat16", "cuda", (90,)), exports.LIMITS)
+    assert (made.target, made.dtype, made.architectures) == ("cuda", "bfloat16", (90,))
+    programs = [pair[0] for pair in made.programs["step"]]
     assert [dict(collectives(tmp_path / "gpu" / name)) for name in programs] == [wanted] * parallel.world
     different = {(tmp_path / "gpu" / name).read_bytes() for name in programs}
     assert len(different) == (parallel.world if parallel.dp > 1 else 1)  # the one group of one axis is the world

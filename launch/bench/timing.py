@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
@@ -12,6 +14,7 @@ from paddle import Tensor
 from sd3par import device
 from sd3par.config import GenerationRequest
 from sd3par.inputs import Inputs, PromptEmbeds
+from sd3par.launch.bench.states import states
 from sd3par.pipeline import SD3Pipeline
 
 
@@ -37,15 +40,26 @@ def seconds(
 
 def embeds(pipe: SD3Pipeline, images: int, text_tokens: int, seed: int) -> PromptEmbeds:
     """Returns text states [images, text_tokens, J] and [images, P] on the device, the same on every rank."""
-    config, draw = pipe.transformer.config, np.random.default_rng(seed)
+    config, dtype = pipe.transformer.config, pipe.transformer.dtype
 
-    def normal(*shape: int) -> Tensor:
-        return paddle.to_tensor(draw.standard_normal(shape, dtype=np.float32)).astype(pipe.transformer.dtype)
+    def of_all(one: np.ndarray) -> Tensor:
+        first, axes = paddle.to_tensor(one).astype(dtype), list(range(one.ndim))
+        return paddle.stack([paddle.roll(first, [image] * one.ndim, axes) for image in range(images)])
 
-    tokens, pooled = (images, text_tokens, config.joint_attention_dim), (images, config.pooled_projection_dim)
-    return PromptEmbeds(normal(*tokens), normal(*pooled), normal(*tokens), normal(*pooled))
+    found = states(seed, text_tokens, config.joint_attention_dim, config.pooled_projection_dim)
+    return PromptEmbeds(*map(of_all, found))
 
 
 def largest(pipe: SD3Pipeline, value: float) -> float:
     """Returns the largest of all ranks' values."""
     return float(pipe.mesh.all_gather(pipe.mesh.world, paddle.to_tensor([value], dtype="float32")).max().item())
+
+
+def summary(name: str, taken: Sequence[float]) -> dict[str, float]:
+    """Returns median, shortest and 90th percentile of some seconds, as NAME_s, NAME_min_s and NAME_p90_s."""
+    return {f"{name}_s": statistics.median(taken), f"{name}_min_s": min(taken), f"{name}_p90_s": percentile90(taken)}
+
+
+def percentile90(taken: Sequence[float]) -> float:
+    """Returns the value that nine of ten do not exceed: of five or fewer the largest."""
+    return sorted(taken)[round(0.9 * (len(taken) - 1))]

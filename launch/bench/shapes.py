@@ -166,11 +166,14 @@ def _normalise(mask: np.ndarray, cells: int = 48) -> np.ndarray | None:
 @lru_cache(maxsize=1)
 def _templates() -> tuple[np.ndarray, np.ndarray]:
     """Normalised masks [templates, cells, cells] of every shape at small rotations, and the shape index of each."""
-    masks, owners = [], []
+    masks: list[np.ndarray] = []
+    owners: list[int] = []
     for owner, shape in enumerate(SHAPES):
         for degrees in range(-16, 17, 4):
-            masks.append(_normalise(draw_mask(shape, 192, (96, 96), 56, degrees) > 0.5))
-            owners.append(owner)
+            mask = _normalise(draw_mask(shape, 192, (96, 96), 56, degrees) > 0.5)
+            if mask is not None:  # none is tiny
+                masks.append(mask)
+                owners.append(owner)
     return np.stack(masks), np.array(owners)
 
 

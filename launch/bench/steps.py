@@ -10,17 +10,16 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from benchmarks.gpu.shapes import GUIDANCE
-from benchmarks.gpu.timing import Marks, between_us
 from sd3par import device
 from sd3par.denoise import Denoiser
 from sd3par.graph import StepGraphs
+from sd3par.launch.bench.clock import Marks, between_us
 from sd3par.mmdit import MMDiT
 from sd3par.plan import rows_for
 from sd3par.scheduler import SchedulerConfig, schedule
 from sd3par.text import TextStates
 
-PIXELS = 8  # a position of the latents is 8 x 8 of them
+PIXELS, GUIDANCE = 8, 7.0  # a position of the latents is 8 x 8 of them
 
 
 class Loop:

@@ -1,27 +1,23 @@
 """Where the time of a denoising step goes, kernel by kernel, beside what the card can do at best.
 
-    python -m benchmarks.gpu.breakdown [MODEL] [--sizes 1024 512] [--images 1]
-
-MODEL is "random:sd3-medium" or a folder. The step runs eagerly with CUDA events around each kernel of the model, behind
-a queue that is never empty: clocks, L2 and order are those of a real run. Prints one JSON object a row, and a table.
+The step runs eagerly with CUDA events around each kernel of the model, behind a queue that is never empty: clocks, L2
+and order are those of a real run.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import paddle
 
-from benchmarks.gpu.shapes import TEXT_TOKENS
-from benchmarks.gpu.steps import Loop
-from benchmarks.gpu.timing import Ceilings, Timer, ceilings
-from benchmarks.gpu.watch import Watch
 from sd3par import device
 from sd3par.graph import StepGraphs
+from sd3par.launch.bench.clock import Ceilings, Timer
+from sd3par.launch.bench.steps import Loop
+from sd3par.launch.bench.watch import Watch
 from sd3par.launch.report import table
 from sd3par.mmdit import MMDiT
 
@@ -68,10 +64,30 @@ def stalling(best: Ceilings, dtype: str) -> Callable[[float], None]:
     return stall
 
 
-def measure(model: MMDiT, px: int, images: int, steps: int, timer: Timer, best: Ceilings) -> list[Row]:
-    """Returns a row for each kind of work, one for the other operators before each kernel, and one for the step."""
-    size, stall = (px, px), stalling(best, model.dtype)
-    loop, ahead_ms = Loop(model, size, TEXT_TOKENS, images, SKIPPED + steps, None), 0.0
+@dataclass(frozen=True)
+class Step:
+    """What is measured: steps of `images` pictures of a size, height and width in pixels, by how many text tokens.
+
+    count: steps that count.
+    """
+
+    size: tuple[int, int]
+    images: int
+    tokens: int
+    count: int
+
+    def loop(self, model: MMDiT, graphs: StepGraphs | None = None) -> Loop:
+        """Returns steps of a model, those that do not count too."""
+        return Loop(model, self.size, self.tokens, self.images, SKIPPED + self.count, graphs)
+
+
+def measure(model: MMDiT, step: Step, timer: Timer, best: Ceilings) -> tuple[list[Row], Watch]:
+    """Returns a row for each kind of work, one for the other operators before each kernel, and one for the step.
+
+    Also what was watched, of which a trace can be made.
+    """
+    stall = stalling(best, model.dtype)
+    loop, ahead_ms = step.loop(model), 0.0
     watch, host_ms, behind_ms = watched(loop, stall, ahead_ms)
     if behind_ms < BUSY_MS and device.current() != "cpu":  # small steps: the host needs longer for one than the device
         ahead_ms = ROOM * host_ms
@@ -90,7 +106,7 @@ def measure(model: MMDiT, px: int, images: int, steps: int, timer: Timer, best: 
     rows += [{"kernel": "other operators", "shape": f"before {name}", "ms": us / 1e3} for name, us in others]
     sum_ms = sum(row["ms"] for row in rows)
     graphs = StepGraphs.choose("auto", device.Device(device.current(), model.dtype), 1)
-    step_ms = Loop(model, size, TEXT_TOKENS, images, SKIPPED + steps, graphs).device_ms()
+    step_ms = step.loop(model, graphs).device_ms()
     rows.append({
         "kernel": "step", "engine": "graph" if graphs else "eager", "ms": sum_ms, "floor_ms": floor_ms,
         "step_ms": step_ms, "gaps_ms": step_ms - sum_ms, "watched_ms": whole_us / 1e3, "event_us": event_us,
@@ -99,50 +115,27 @@ def measure(model: MMDiT, px: int, images: int, steps: int, timer: Timer, best: 
     })  # fmt: skip
     if graphs is not None:
         graphs.clear()
-    return rows
+    return rows, watch
 
 
 def shown(rows: list[Row]) -> str:
     """Returns the rows as a table; of the other operators those that take 1 % of the step."""
     step = rows[-1]
-    lines = [("kernel", "shape", "calls", "us each", "ms a step", "floor us", "of floor")]
+    lines = [("kernel", "shape", "calls", "us each", "ms a step", "GFLOP", "MB", "floor us", "of floor")]
     for row in rows[:-1]:
         if "count" in row:
-            lines.append((row["kernel"], row["shape"], str(row["count"]), f"{row['us']:.1f}", f"{row['ms']:.3f}",
-                          f"{row['floor_us']:.1f}", f"{100 * row['share_of_floor']:.0f} %"))  # fmt: skip
+            work = (f"{row['flops'] / 1e9:.2f}", f"{row['bytes'] / 1e6:.1f}")
+            share = (f"{row['floor_us']:.1f}", f"{100 * row['share_of_floor']:.0f} %")
+            lines.append((row["kernel"], row["shape"], str(row["count"]), f"{row['us']:.1f}", f"{row['ms']:.3f}", *work,
+                          *share))  # fmt: skip
         elif row["ms"] > 0.01 * step["ms"]:
-            lines.append((row["kernel"], row["shape"], "", "", f"{row['ms']:.3f}", "", ""))
-    lines.append(("sum", "", "", "", f"{step['ms']:.3f}", f"{1e3 * step['floor_ms']:.0f}",
+            lines.append((row["kernel"], row["shape"], "", "", f"{row['ms']:.3f}", "", "", "", ""))
+    lines.append(("sum", "", "", "", f"{step['ms']:.3f}", "", "", f"{1e3 * step['floor_ms']:.0f}",
                   f"{100 * step['floor_ms'] / step['ms']:.0f} %"))  # fmt: skip
-    lines.append((f"captured ({step['engine']})", "", "", "", f"{step['step_ms']:.3f}", "", ""))
-    lines.append(("captured - sum", "", "", "", f"{step['gaps_ms']:.3f}", "", ""))
+    lines.append((f"the step by engine {step['engine']}", "", "", "", f"{step['step_ms']:.3f}", "", "", "", ""))
+    lines.append(("that - sum", "", "", "", f"{step['gaps_ms']:.3f}", "", "", "", ""))
     note = (
         f"floors: {step['peak_tflops']:.0f} TFLOP/s, {step['copy_tbs']:.2f} TB/s; {step['event_us']:.2f} us are taken "
         f"off each pair of events; the device was {step['behind_ms']:.1f} ms behind the host at the end"
     )
     return f"{table(lines)}\n{note}" + ("\nHOST BOUND: the figures hold waiting" if step["host_bound"] else "")
-
-
-def main() -> None:
-    """Measures; one JSON object a line, then a table a size."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("model", nargs="?", default="random:sd3-medium")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1024], help="pictures, in pixels")
-    parser.add_argument("--images", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=12, help="steps that count")
-    options = parser.parse_args()
-    model = MMDiT.from_pretrained(options.model)
-    timer = Timer()
-    best = ceilings(timer)
-    for px in options.sizes:
-        rows = measure(model, px, options.images, options.steps, timer, best)
-        common = {"bench": "breakdown", "who": "sd3par", "model": options.model.split(":")[-1], "height": px,
-                  "width": px, "text_tokens": TEXT_TOKENS, "images": options.images, "guidance": 7.0,
-                  "dtype": model.dtype}  # fmt: skip
-        for row in rows:
-            print(json.dumps({**common, "engine": "eager", **row}), flush=True)
-        print(shown(rows), flush=True)
-
-
-if __name__ == "__main__":
-    main()

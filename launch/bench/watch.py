@@ -11,9 +11,9 @@ from typing import Any
 
 from paddle import Tensor
 
-from benchmarks.gpu.swap import names, swapped
-from benchmarks.gpu.timing import Marks, between_us
 from sd3par import kernels
+from sd3par.launch.bench.clock import Marks, between_us
+from sd3par.launch.bench.swap import names, swapped
 
 EVENTS = 24_000  # 15 steps of the largest model
 _PRODUCTS = ("linear", "linear_gelu")  # their first two tensors are x: [..., in] and weight: [in, out]
@@ -117,6 +117,12 @@ class Watch:
             return result
 
         return call
+
+    def spans(self) -> list[tuple[Work, float, float]]:
+        """Returns the calls of the last step in order: the work, and microseconds from the step's begin and of it."""
+        first, *marks = self._steps[-1]
+        pairs = zip(self._works, marks[:-1:2], marks[1::2], strict=True)
+        return [(each, between_us(first, begin), between_us(begin, end)) for each, begin, end in pairs]
 
     def times(self, event_us: float, skip: int) -> tuple[list[tuple[Work, int, float]], list[tuple[str, float]], float]:
         """Returns medians over the steps but the first `skip`, with `event_us` taken off each span of events.

@@ -1,0 +1,50 @@
+"""How often a rank of `sd3par bench` calls, and what it says of autoencoder and text encoders."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import pytest
+
+from sd3par import SD3Pipeline
+from sd3par.launch.bench.case import Case
+from sd3par.launch.bench.parts import Measurer, calls
+
+CASE = Case("batch", "pictures", "eager", 32, 32, 1, 1, 7.0, 4, warm_ups=2, repeats=3)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> SD3Pipeline:
+    return SD3Pipeline.from_pretrained("tiny", device="cpu")
+
+
+@pytest.mark.parametrize("case_s, seeds", [(None, [0, 1, 2, 3, 4]), (0.0, [0, 2]), (60.0, [0, 1, 2, 3, 4])])
+def test_a_case_that_takes_long_is_called_less(pipe: SD3Pipeline, case_s: float | None, seeds: list[int]) -> None:
+    called = []
+
+    def call(seed: int) -> int:
+        time.sleep(0.002)
+        called.append(seed)
+        return seed
+
+    assert calls(pipe, dataclasses.replace(CASE, case_s=case_s), 2, call) == [seed for seed in seeds if seed > 1]
+    assert called == seeds
+
+
+def test_a_shape_that_is_warm_needs_one_call_to_warm_up(pipe: SD3Pipeline) -> None:
+    measurer = Measurer(pipe)
+    first = measurer.measure(CASE)
+    second = measurer.measure(dataclasses.replace(CASE, steps=2))
+    third = measurer.measure(dataclasses.replace(CASE, images=2, engine="plain"))
+    assert [row["warm_ups"] for row in (first, second, third)] == [2, 1, 2]
+    assert [row["engine"] for row in (first, second, third)] == ["eager", "eager", "plain"]
+    assert second["step_ms"] == pytest.approx(500 * second["loop_s"])
+    assert first["loop_s"] < first["image_s"] and first["case_s"] > 0 and len(first["loops_s"]) == 3
+
+
+@pytest.mark.parametrize("what, name", [("vae", "decode"), ("text", "encode")])
+def test_parts_alone(pipe: SD3Pipeline, what: str, name: str) -> None:
+    row = Measurer(pipe).measure(dataclasses.replace(CASE, what=what, images=2))
+    assert 0 < row[f"{name}_min_s"] <= row[f"{name}_s"] <= row[f"{name}_p90_s"] and row["repeats"] == 3
+    assert ("images_per_s" in row) == (what == "vae") and "loop_s" not in row
