@@ -229,7 +229,10 @@ def _connect(parallel: ParallelConfig, rank: int) -> Mesh:
             for name, own in every[rank].items()
         }
         mesh = Mesh(
-            **axes,
+            axes["dp"],
+            axes["sp"],
+            axes["mp"],
+            axes["world"],
             host=_host(),
             transport=parallel.transport,
         )

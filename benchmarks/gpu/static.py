@@ -71,7 +71,8 @@ def change(pipe: SD3Pipeline, px: int) -> paddle.Tensor:
     request = GenerationRequest(None, height=px, width=px, num_inference_steps=1, guidance_scale=GUIDANCE, seed=1)
     inputs = Inputs(embeds=embeds(pipe, 1, TEXT_TOKENS, 1))
     after = pipe.generate(request, inputs, "latent", progress=False).images
-    shape = (1, *(int(size) for size in after.shape[1:]))
+    channels, height, width = (int(size) for size in after.shape[1:])
+    shape = (1, channels, height, width)
     return after - first_latents(Start(), shape, 1, schedule(pipe.scheduler, 1), pipe.vae, None)
 
 
