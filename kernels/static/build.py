@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LIBRARY, KERNELS = "libsd3par_operators.so", "sd3par_kernels.bin"
 SOURCE = Path(__file__).resolve().parent / "src"
 _FLAGS = (
-    "-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-DPADDLE_NO_PYTHON", "-DPADDLE_ON_INFERENCE",
+    "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-DPADDLE_NO_PYTHON", "-DPADDLE_ON_INFERENCE",
     "-DPADDLE_WITH_CUSTOM_DEVICE",
 )  # fmt: skip
 # Paddle's statics point into it when the process ends: it stays in memory.

@@ -18,13 +18,14 @@ import triton
 from paddle import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-import sd3par
 from sd3par.kernels import runtime, static
 from sd3par.kernels.static import library, table
 from sd3par.kernels.static.compile import driver
-from tests.static.operator_cases import CASES, MAPS, MODEL, SIZES, Case, inputs, save
+from tests.static.operator_cases import CASES, MAPS, MODEL, SIZES, Case, save, zeros
 
 DTYPE = "bfloat16"
+# Nothing divides these sizes: eager code is compiled for them as programs are, and Triton has it in its cache.
+LARGE = {"R": 2, "T": 4095, "C": 333, "H": 255, "W": 257}
 ADDRESS = 1 << 40  # from here on, numbers are addresses
 WIDTHS = {"p": 8, "i32": 4, "i64": 8}
 
@@ -176,7 +177,7 @@ def alike(one: object, other: object) -> bool:
 
 
 def compare(case: Case, sizes: dict[str, int], program: Any, kernels: list[Kernel], launches: list[Any]) -> str:
-    given = inputs(case, sizes, DTYPE)
+    given = zeros(case, sizes, DTYPE)
     log = Path(os.environ["DRY_LAUNCHES"])
     log.write_text("")
     with paddle.no_grad():
@@ -242,6 +243,7 @@ def main() -> None:
     kernels = without_code(folder / "sd3par_kernels.bin")
     library.open_kernels(folder / "sd3par_kernels.bin")
     paddle.set_device("nvgpu:0")
+    triton.knobs.compilation.disable_line_info = True  # as programs' kernels
     launches: list[Any] = []
     runtime._driver = lambda: noting(launches)
     runtime._activate()
@@ -250,7 +252,7 @@ def main() -> None:
     for number, case in enumerate(CASES):
         program = paddle.jit.load(str(folder / f"case{number}"))
         program.eval()
-        for sizes in SIZES:
+        for sizes in (LARGE, SIZES[-1]):
             found[f"{case.name} {sizes}"] = compare(case, sizes, program, kernels, launches)
             counts[case.name] = len(launches)
     print(
@@ -262,4 +264,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    assert sd3par and triton

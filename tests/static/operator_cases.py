@@ -22,10 +22,10 @@ MODEL = ModelConfig(
     caption_projection_dim=DIM, pooled_projection_dim=2048, pos_embed_max_size=192, patch_size=PATCH,
     in_channels=CHANNELS, dual_attention_layers=(0,), qk_norm="rms_norm",
 )  # fmt: skip
-MAPS = Maps(groups=32, epsilon=1e-6, channels=(16, 128, 256), outputs=(3,))
-# R rows, T image tokens, C text tokens, H x W a map: the last pictures are 528 x 528 and 16 x 48.
+MAPS = Maps(groups=32, epsilon=1e-6, channels=(256,), outputs=(3,))
+# R rows, T image tokens, C text tokens, H x W a map: pictures of 1024 x 1024, 512 x 512 and 528 x 272.
 SIZES = ({"R": 2, "T": 4096, "C": 333, "H": 256, "W": 256}, {"R": 2, "T": 1024, "C": 154, "H": 64, "W": 64},
-         {"R": 2, "T": 1089, "C": 77, "H": 33, "W": 165}, {"R": 1, "T": 3, "C": 1, "H": 1, "W": 3})  # fmt: skip
+         {"R": 3, "T": 561, "C": 77, "H": 33, "W": 165})  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -43,7 +43,7 @@ IMAGE, TEXT = ("half", ("R", "T", DIM)), ("half", ("R", "C", DIM))
 MODS = ("half", (1, "R", 17, DIM))
 PACKED, PACKED_TEXT = ("half", ("R", "T", 3 * DIM)), ("half", ("R", "C", 3 * DIM))
 LATENTS, PREDICTION = ("float32", ("R", "T", 64)), ("half", ("R", "T", 64))
-MAP = ("half", ("R", "H", "W", 128))
+MAP = ("half", ("R", "H", "W", 256))
 NUMBER, NORM = ("float32", ()), ("half", (HEAD_DIM,))
 
 
@@ -135,7 +135,7 @@ def _convolutions(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
     return [plain, kernels.conv3x3(x, weight, bias, plain)]
 
 
-def _first_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+def _last_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
     return [kernels.conv3x3(x, weight, bias, None)]
 
 
@@ -183,14 +183,12 @@ CASES = (
     Case("no guidance", _unguided, {"latents": LATENTS, "cond": PREDICTION, "delta": NUMBER}),
     Case("convolutions", _convolutions,
          {"x": ("half", ("R", "H", "W", 256)), "weight": ("half", (256, 3, 3, 256)), "bias": ("half", (256,))}),
-    Case("first convolution", _first_convolution,
-         {"x": ("half", ("R", "H", "W", 16)), "weight": ("half", (128, 3, 3, 16)), "bias": ("half", (128,))}),
-    Case("last convolution", _first_convolution,
-         {"x": ("half", ("R", "H", "W", 128)), "weight": ("half", (3, 3, 3, 128)), "bias": ("half", (3,))}),
+    Case("last convolution", _last_convolution,
+         {"x": ("half", ("R", "H", "W", 256)), "weight": ("half", (3, 3, 3, 256)), "bias": ("half", (3,))}),
     Case("enlarged", _enlarged,
          {"x": ("half", ("R", "H", "W", 256)), "weight": ("half", (4, 256, 2, 2, 256)), "bias": ("half", (256,))}),
-    Case("norm of a map", _map_norm, {"x": MAP, "weight": ("half", (128,)), "bias": ("half", (128,))}),
-    Case("SiLU of a norm", _map_norm_silu, {"x": MAP, "weight": ("half", (128,)), "bias": ("half", (128,))}),
+    Case("norm of a map", _map_norm, {"x": MAP, "weight": ("half", (256,)), "bias": ("half", (256,))}),
+    Case("SiLU of a norm", _map_norm_silu, {"x": MAP, "weight": ("half", (256,)), "bias": ("half", (256,))}),
     Case("two linears", _linear_pair, PAIR),
     Case("two linears with a GELU", _gelu_pair, PAIR),
     Case("linear", _linear, {"x": IMAGE, "weight": ("half", (DIM, 512)), "bias": ("half", (512,))}),
@@ -207,11 +205,20 @@ def save(case: Case, path: Path, dtype: str) -> None:
     paddle.jit.save(traced, str(path))
 
 
+def zeros(case: Case, sizes: dict[str, int], dtype: str) -> list[Tensor]:
+    """Returns tensors of these sizes on the current device."""
+    kinds = [(dtype if kind == "half" else kind, shape) for kind, shape in case.given.values()]
+    return [paddle.zeros(_sides(shape, sizes), kind) for kind, shape in kinds]
+
+
 def inputs(case: Case, sizes: dict[str, int], dtype: str) -> list[Tensor]:
-    """Returns Gaussian tensors of these sizes on the current device, the same in every process."""
+    """The same with Gaussian numbers, which are the same in every process."""
     made = []
-    for number, (kind, shape) in enumerate(case.given.values()):
-        sides = [side if isinstance(side, int) else sizes[side] for side in shape]
-        values = np.random.default_rng(number).standard_normal(sides, dtype=np.float32)
-        made.append(paddle.to_tensor(values).astype(dtype if kind == "half" else kind))
+    for number, like in enumerate(zeros(case, sizes, dtype)):
+        values = np.random.default_rng(number).standard_normal(like.shape, dtype=np.float32)
+        made.append(paddle.to_tensor(values).astype(like.dtype))
     return made
+
+
+def _sides(shape: tuple[int | str, ...], sizes: dict[str, int]) -> list[int]:
+    return [side if isinstance(side, int) else sizes[side] for side in shape]

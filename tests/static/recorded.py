@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import paddle
+import triton
 
 from sd3par.device import CapturedGraph, choose
 from sd3par.kernels import runtime, static
 from sd3par.static.program import Program
 from tests.static import gpu_operators, launched
-from tests.static.operator_cases import MODEL
+from tests.static.operator_cases import MAPS, MODEL
 
 DTYPE, SIZES = "bfloat16", {"T": 256, "C": 77}
 
@@ -40,8 +41,9 @@ def main() -> None:
     specs = gpu_operators.step_specs(step.model, DTYPE)
     with static.tracing(DTYPE, [90]), paddle.no_grad():
         paddle.jit.save(paddle.jit.to_static(step, full_graph=True, input_spec=specs), str(folder / "step"))
-    static.write_operators(folder, DTYPE, [90], MODEL)
+    static.write_operators(folder, DTYPE, [90], MODEL, maps=MAPS)
     launched.without_code(folder / "sd3par_kernels.bin")
+    triton.knobs.compilation.disable_line_info = True  # as programs' kernels
     launches: list[Any] = []
     runtime._driver = lambda: launched.noting(launches)
     runtime._activate()
