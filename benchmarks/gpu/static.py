@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu.static [MODEL] [--sizes 1024 512]
     python -m paddle.distributed.launch --devices 0,1 benchmarks/gpu/static.py --meshes mp2 dp2
+    python -m benchmarks.gpu --parts static --meshes one dp2 mp2    # the same, rows into benchmarks/results
 
 One process for each GPU. On each mesh rank 0 exports the transformer and the autoencoder with made-up weights, then all
 ranks load what it wrote, with the code of the model standing beside: engines static, graph and eager take turns in one
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ from sd3par.weights.manifest import Limits  # noqa: E402
 
 RANK = int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 TEXT_TOKENS, GUIDANCE = 333, 7.0
-ENGINES = ("static", "graph", "eager", "eager static")
+COLLECTIVE = "graph collective"  # by the collectives that programs have too, where ranks could store to each other
+ENGINES = ("static", "graph", COLLECTIVE, "eager", "eager static")
 
 
 def load(model: str | Path, parallel: ParallelConfig, dtype: str = "auto") -> tuple[SD3Pipeline, float]:
@@ -105,9 +108,11 @@ def rows(options: argparse.Namespace, parallel: ParallelConfig, folder: Path) ->
         written = write(options, parallel, folder, card) if RANK == 0 else {}
         mesh.meet("exported")
     exported, load_s = load(folder, parallel)
-    yield {"bench": "export", **common, **written, "load_s": load_s, "load_made_up_s": load_own}
+    yield {"bench": "static", "what": "export", **common, **written, "load_s": load_s, "load_made_up_s": load_own}
     engines = {"static": exported, "graph": own, "eager": own, "eager static": exported}
-    engines = {name: pipe for name, pipe in engines.items() if name in options.engines}
+    if own.transformer.transport == "peer" and COLLECTIVE in options.engines:
+        engines[COLLECTIVE], _ = load(f"random:{options.model}", replace(parallel, transport="collective"))
+    engines = {name: engines[name] for name in options.engines if name in engines}
     for px in options.sizes:
         found = {}
         for engine, pipe in engines.items():
@@ -121,10 +126,10 @@ def rows(options: argparse.Namespace, parallel: ParallelConfig, folder: Path) ->
         other = "eager" if "eager" in found else "graph"
         yield {"bench": "static", **common, "height": px, "width": px, "engine": f"static against {other}",
                "difference": relative(found["static"], found[other])}  # fmt: skip
-    for pipe in (own, exported):
+    for pipe in engines.values():
         use(pipe, "eager")  # gives recordings back
     if options.checkpoint and parallel.world == 1:
-        yield from ({"bench": "start", **common, **row} for row in starts(options, own, folder))
+        yield from ({"bench": "static", "what": "start", **common, **row} for row in starts(options, own, folder))
 
 
 def starts(options: argparse.Namespace, own: SD3Pipeline, folder: Path) -> Iterator[dict[str, Any]]:
@@ -183,12 +188,13 @@ def main() -> None:
     parser.add_argument("--fp32", action="store_true", help="errors relative to fp32 too, on one process")
     parser.add_argument("--scratch", type=Path, help="folder for exports, of 4 GB each; the same on all ranks")
     options = parser.parse_args()
+    common = {"model": options.model, "images": 1, "text_tokens": TEXT_TOKENS, "guidance": GUIDANCE,
+              "steps": options.steps, "who": "sd3par"}  # fmt: skip
     for parallel in options.meshes:
         folder = (options.scratch or Path(tempfile.gettempdir())) / f"sd3par-static-{name_of(parallel)}"
         try:
-            for row in rows(options, ParallelConfig(parallel.dp, parallel.mp, parallel.sp, options.transport), folder):
-                say({**row, "model": options.model, "images": 1, "text_tokens": TEXT_TOKENS, "guidance": GUIDANCE,
-                     "who": "sd3par"})  # fmt: skip
+            for row in rows(options, replace(parallel, transport=options.transport), folder):
+                say({**row, **common})
         finally:
             if RANK == 0:
                 shutil.rmtree(folder, ignore_errors=True)
