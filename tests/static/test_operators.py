@@ -75,6 +75,26 @@ def test_a_recorded_step_is_eager_codes_in_memory_of_its_own(dry_plugin: Path, d
 
 
 @slow
+def test_collectives_of_programs_run_and_are_recorded(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
+    """In bfloat16, by a group that the process made; one that is not there is an error in words."""
+    environment = {**os.environ, "CUSTOM_DEVICE_ROOT": str(dry_plugin), "LD_LIBRARY_PATH": str(driver),
+                   "GLOG_minloglevel": "2", "NVGPU_DRY_DEVICES": "2"}  # fmt: skip
+    script = [str(Path(__file__).parent / "sent.py"), str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--devices", "0,1"]
+    done = subprocess.run(
+        [*command, "--log_dir", str(tmp_path), *script], cwd=ROOT, env=environment, capture_output=True
+    )
+    said = [(tmp_path / f"workerlog.{rank}").read_text(encoding="utf-8") for rank in range(2)]
+    assert done.returncode == 0, said
+    size = "paddle.Size"
+    for text in said:
+        ran, recorded, missing = text.splitlines()[-3:]
+        assert ran == f"[({size}([2, 3, 8]), True), ({size}([3, 8]), True)]"
+        assert recorded == f"[{size}([2, 3, 8]), {size}([3, 8])]"
+        assert "sd3par operators: no group of ranks has the number 4711" in missing
+
+
+@slow
 def test_a_gpu_without_kernels_is_refused(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
     static.write_operators(tmp_path, "bfloat16", [90], MODEL, maps=MAPS)
     code = f"""
