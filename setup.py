@@ -84,6 +84,7 @@ setup(
     package_data={
         "sd3par": ["py.typed", "tiny/**/*"],
         "sd3par.kernels.nvgpu": ["Makefile", "src/**/*", "dry/*"],  # users build it
+        "sd3par.kernels.static": ["src/*"],  # built by who exports for GPUs
     },
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,

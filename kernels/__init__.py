@@ -1,7 +1,8 @@
 """What takes time in the MM-DiT and the autoencoder, one function each; the models call these alone.
 
 Each is a Triton kernel where one fits: half precision on a GPU; a linear with a bias is one product of cuBLASLt.
-Everything else runs the plain-Paddle references. Only this file knows which it is.
+Everything else runs the plain-Paddle references. While a static program is traced for a GPU, an operator of ours that
+launches the kernel is written into it. Only this file knows which it is.
 """
 
 from __future__ import annotations
@@ -48,12 +49,15 @@ from sd3par.kernels.meet import LIMIT_S, TRIAL, meet_triton
 from sd3par.kernels.patch_embed import MAX_FEATURES, patch_embed_reference, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import architecture, takes, why_not
+from sd3par.kernels.static import calls
+from sd3par.kernels.static.state import target, traced
+from sd3par.kernels.take_rows import take_rows_reference
 
 __all__ = [
     "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "Strip", "adaln", "attention", "conv3x3",
     "fold", "gated_sum", "gated_sum_to", "group_norm_silu", "group_norm_silu_strip", "guidance_euler", "linear",
     "linear_gelu", "linear_pair", "linear_to", "linears", "meet", "pack_strip", "patch_embed", "split_heads",
-    "upsample_conv3x3", "wants_channels_last", "why_no_peers", "why_not_triton",
+    "take_rows", "upsample_conv3x3", "wants_channels_last", "why_no_peers", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -84,8 +88,12 @@ def meet(flags: Tensor, targets: Tensor, trial: bool = False) -> None:
 def wants_channels_last(dtype: str) -> bool:
     """Returns whether convolutions in a dtype run on maps [B, H, W, C] on the current device.
 
-    Where it fetches blocks by tensor descriptors: without them, Triton's code for these loads is slow.
+    Where it fetches blocks by tensor descriptors: without them, Triton's code for these loads is slow. While a program
+    is traced for GPUs, these are meant.
     """
+    aim = target()
+    if aim is not None:
+        return dtype != "float32" and min(aim.architectures) >= DESCRIPTORS
     return dtype != "float32" and not why_not_triton() and architecture() >= DESCRIPTORS
 
 
@@ -94,6 +102,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, ha
 
     With a halo x is [B, H + 2, W, C], one line more above and below, and none is made up.
     """
+    if not halo and traced(x) and calls.convolves(x):
+        return calls.conv3x3(x, weight, bias, residual)
     if takes(x) and conv_fits(x):
         return conv3x3_triton(x, weight, bias, residual, halo=halo)
     return conv3x3_reference(x, weight, bias, residual, halo)
@@ -104,6 +114,8 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, halo: bool = False
 
     With a halo x is [B, H + 2, W, C].
     """
+    if not halo and traced(x) and calls.convolves(x):
+        return calls.upsample_conv3x3(x, weight, bias)
     if takes(x) and conv_fits(x):
         return upsample_conv3x3_triton(x, weight, bias, halo=halo)
     return upsample_conv3x3_reference(x, weight, bias, halo)
@@ -114,6 +126,8 @@ def attention(segments: list[Tensor], outs: list[Scattered] | None = None) -> li
 
     With `outs`, one for each segment, results are stored there and the list is empty.
     """
+    if outs is None and traced(segments[0]):
+        return calls.attention(segments)
     if takes(segments[0]) and segments[0].shape[-1] <= MAX_HEAD_DIM:
         return (attention_hopper if hopper_fits(segments) else attention_triton)(segments, outs)
     return attention_reference(segments, outs)
@@ -121,6 +135,8 @@ def attention(segments: list[Tensor], outs: list[Scattered] | None = None) -> li
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x: [..., in], weight: [in, out], bias: [out] or None -> x @ weight + bias: [..., out]."""
+    if bias is not None and traced(x):
+        return calls.linear(x, weight, bias, False)
     if bias is not None and fuses(x):
         return linear_fused(x, weight, bias)
     return linear_reference(x, weight, bias)
@@ -128,6 +144,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x: [..., in], weight: [in, out], bias: [out] or None -> GELU(x @ weight + bias), its tanh form: [..., out]."""
+    if bias is not None and traced(x):
+        return calls.linear(x, weight, bias, True)
     if bias is not None and fuses_gelu(x, weight):
         return linear_gelu_fused(x, weight, bias)
     return linear_gelu_reference(x, weight, bias)
@@ -135,6 +153,8 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linears(products: list[Product], gelu: bool = False) -> list[Tensor]:
     """Products of streams, x: [R, T, K] each -> [R, T, N] each, or their GELU; two small ones in one launch."""
+    if products and traced(products[0].x) and calls.pairs(products):
+        return calls.linear_pair(products, gelu)
     if worth_a_pair(products):
         return linear_pair_triton(products, gelu)
     return [(linear_gelu if gelu else linear)(*one) for one in products]
@@ -150,6 +170,8 @@ def patch_embed(latents: Tensor, weight: Tensor, bias: Tensor, positions: Tensor
 
     In the weight's dtype; the B images are repeated, rows / B times.
     """
+    if traced(weight):
+        return calls.patch_embed(latents, weight, bias, positions, rows)
     if takes(weight) and latents.shape[-1] <= MAX_FEATURES:
         return patch_embed_triton(latents, weight, bias, positions, rows)
     return patch_embed_reference(latents, weight, bias, positions, rows)
@@ -162,6 +184,8 @@ def adaln(streams: list[Stream], outs: list[list[Copies]] | None = None) -> list
     norm, these are stored there instead. Without a branch x itself comes back.
     """
     x = streams[0].x
+    if outs is None and traced(x):
+        return calls.adaln(streams)
     if takes(x) and x.shape[-1] <= MAX_DIM:
         return adaln_triton(streams, outs)
     require(outs is None, "outs", "addresses", "None where Triton kernels do not run")
@@ -173,6 +197,8 @@ def gated_sum(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor) -> Tensor:
 
     The result may lie in the memory of `x`, which is used up.
     """
+    if traced(x):
+        return calls.gated_sum(x, gate, x2, gate2)
     if takes(x) and x.shape[-1] <= MAX_DIM:
         gated_sum_triton(x, gate, x2, gate2, None)
         return x
@@ -190,9 +216,16 @@ def split_heads(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Te
     norm_q, norm_k: [head_dim], weights of the RMS norms, or None for none. What comes back may lie in the memory of
     `packed`, which is used up.
     """
+    if traced(packed):
+        return calls.split_heads(packed, head_dim, norm_q, norm_k)
     if norm_q is not None and norm_k is not None and takes(packed) and head_dim <= MAX_HEAD_DIM:
         return split_heads_triton(packed, head_dim, norm_q, norm_k)
     return split_heads_reference(packed, head_dim, norm_q, norm_k)
+
+
+def take_rows(x: Tensor, numbers: Tensor) -> Tensor:
+    """x: [n, W], numbers: [...] int64 from 0 to n - 1 -> rows of x, [..., W]."""
+    return take_rows_reference(x, numbers)
 
 
 def guidance_euler(
@@ -204,6 +237,8 @@ def guidance_euler(
     guidance_scale: [] fp32, or a number; delta: [] fp32, sigma_next - sigma. The result may lie in the memory of
     `latents`, which are used up.
     """
+    if traced(cond):
+        return calls.guidance_euler(latents, uncond, cond, guidance_scale, delta)
     if takes(cond):
         return guidance_euler_triton(latents, uncond, cond, guidance_scale, delta)
     return guidance_euler_reference(latents, uncond, cond, guidance_scale, delta)
@@ -211,6 +246,8 @@ def guidance_euler(
 
 def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, silu: bool) -> Tensor:
     """x: [B, H, W, C], weight and bias: [C] -> the norm over each of `groups` runs of channels, or its SiLU."""
+    if traced(x) and calls.norms(x, groups):
+        return calls.group_norm_silu(x, groups, weight, bias, epsilon, silu)
     if takes(x) and group_norm_fits(x, groups):
         return group_norm_silu_triton(x, groups, weight, bias, epsilon, silu)
     return group_norm_silu_reference(x, groups, weight, bias, epsilon, silu)

@@ -51,7 +51,11 @@ class Scattered(NamedTuple):
 def attention_reference(segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
     """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both."""
     require(outs is None, "outs", "addresses", "None where Triton kernels do not run: nothing else writes to addresses")
-    q, k, v = paddle.concat(segments, axis=1).unbind(2)  # [R, S, heads, head_dim]
+    q, k, v = (segments[0] if len(segments) == 1 else paddle.concat(segments, axis=1)).unbind(
+        2
+    )  # [R, S, heads, head_dim]
+    if not paddle.in_dynamic_mode():  # a program does not know where to cut
+        return [_written_out(segment[:, :, 0], k, v).flatten(2) for segment in segments]
     attend = F.scaled_dot_product_attention if q.place.is_cpu_place() else _written_out
     out, first = attend(q, k, v).flatten(2), segments[0].shape[1]
     return [out] if len(segments) == 1 else [out[:, :first], out[:, first:]]

@@ -56,7 +56,7 @@ def upsample_conv3x3_reference(x: Tensor, weight: Tensor, bias: Tensor, halo: bo
     """
     x = x if halo else F.pad(x, [0, 0, 1, 1], data_format="NHWC")  # [B, H + 2, W, C]
     phases = [
-        _conv(x[:, down : x.shape[1] - 1 + down], weight[2 * down + right], bias, [0, 0, 1 - right, right])
+        _conv(x[:, down : down - 1 or None], weight[2 * down + right], bias, [0, 0, 1 - right, right])
         for down in range(2) for right in range(2)
     ]  # [B, H, W, O] each  # fmt: skip
     rows = [paddle.stack(phases[i : i + 2], axis=3) for i in (0, 2)]  # [B, H, W, 2, O] each

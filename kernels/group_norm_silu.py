@@ -25,10 +25,10 @@ def group_norm_silu_reference(
 ) -> Tensor:
     """x: [B, H, W, C], weight and bias: [C] -> the norm over each of `groups` runs of channels, or its SiLU."""
     wide = x if x.dtype == paddle.float64 else x.astype("float32")
-    parts = wide.reshape([*x.shape[:3], groups, -1])  # [B, H, W, groups, C / groups]
+    parts = wide.reshape([0, 0, 0, groups, -1])  # [B, H, W, groups, C / groups]
     centred = parts - group_means(parts)
     normed = centred * paddle.rsqrt(group_means(centred.square()) + epsilon)
-    y = normed.reshape(x.shape) * weight.astype(wide.dtype) + bias.astype(wide.dtype)
+    y = normed.flatten(3) * weight.astype(wide.dtype) + bias.astype(wide.dtype)
     return (F.silu(y) if silu else y).astype(x.dtype)
 
 

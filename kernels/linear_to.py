@@ -31,8 +31,10 @@ def flat(product: Product) -> Product:
 
 def worth_a_pair(products: list[Product]) -> bool:
     """Returns whether one launch does these faster than one for each."""
-    small = len(products) == 2 and sum(one.x.size // one.x.shape[-1] for one in products) <= MOST_ROWS
-    return small and takes(products[0].x) and linear_hopper.fits(list(map(flat, products)))
+    if len(products) != 2 or not takes(products[0].x):
+        return False
+    small = sum(one.x.size // one.x.shape[-1] for one in products) <= MOST_ROWS
+    return small and linear_hopper.fits(list(map(flat, products)))
 
 
 def linear_pair_triton(products: list[Product], gelu: bool) -> list[Tensor]:

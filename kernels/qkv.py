@@ -17,8 +17,7 @@ def split_heads_reference(packed: Tensor, head_dim: int, norm_q: Tensor | None, 
 
     norm_q, norm_k: [head_dim], weights of the RMS norms, or None for none.
     """
-    rows, tokens, width = packed.shape
-    qkv = packed.reshape([rows, tokens, 3, width // (3 * head_dim), head_dim])
+    qkv = packed.reshape([0, 0, 3, packed.shape[-1] // (3 * head_dim), head_dim])  # 0: as many as there are
     if norm_q is None or norm_k is None:
         return qkv
     q, k, v = qkv.unbind(2)

@@ -18,6 +18,7 @@ Stable Diffusion 3 on PaddlePaddle: one picture on many devices, the same pictur
 
 commands:
   generate PROMPT  draws pictures, on one device or on several
+  export           writes a model as static graphs, for deployment
   bench KIND       measures this machine: meshes, batch, size, steps, ... and draws plots
   doctor           says what works on this machine, and what to do about the rest
   show FILE        prints how a picture was made
@@ -70,6 +71,13 @@ def generate(argv: Sequence[str]) -> int:
     return spawn(job)
 
 
+def export(argv: Sequence[str]) -> int:
+    """Writes a model as static graphs."""
+    from sd3par.launch.export import main as write
+
+    return write(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
     """Measures this machine."""
     from sd3par.launch.bench.command import main as measure
@@ -92,7 +100,7 @@ def show(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "generate": generate, "bench": bench, "doctor": doctor, "show": show,
+    "generate": generate, "export": export, "bench": bench, "doctor": doctor, "show": show,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from sd3par.launch.parser import OnlyOne, Parser, number, one_of, whole, whole_l
 from sd3par.launch.sizes import size
 
 DEFAULT_PROMPT, DEFAULT_MODEL = "a red circle on a blue background", "tiny"
-ENGINES = ("auto", "eager", "graph")
+ENGINES = ("auto", "eager", "graph", "static")
 DEVICES = ("auto", "cpu", "gpu", "nvgpu")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 RANDOM_MODELS = ("sd3-medium", "sd3.5-medium", "sd3.5-large", "tiny")

@@ -17,7 +17,9 @@ from sd3par.launch.flags import DEFAULT_MODEL
 from sd3par.launch.sizes import with_sizes
 
 if TYPE_CHECKING:
+    from sd3par.device import Device
     from sd3par.inputs import Inputs
+    from sd3par.weights import ModelFiles
 
 MAX_PROMPTS, MAX_PROMPTS_BYTES = 10_000, 10_000_000
 MAX_REPEATS = 1000
@@ -62,6 +64,22 @@ class Job:
 
         return Inputs(image=self.options.image)
 
+    def open(self) -> tuple[ModelFiles, Device]:
+        """Returns the model's files and the device to use; of the weights only headers are read.
+
+        Raises:
+            ConfigError, CheckpointError: there is no such device, or the model is not for it, the engine or the mesh.
+        """
+        from sd3par import engine, weights
+
+        options = self.options
+        files = weights.open_model(self.model, options.tokenizers, text_encoder_3=not options.no_t5)
+        engine.check_engine(options.engine, files)
+        target = engine.choose_device(files, options.dtype, options.device)
+        if files.export is not None:
+            files.export.manifest.check_mesh(self.parallel)
+        return files, target
+
     def check(self, writes: bool) -> Job:
         """Checks what needs the model's files, the device and the disk; returns the job with sizes filled in.
 
@@ -71,12 +89,11 @@ class Job:
         Raises:
             ConfigError, CheckpointError: what was asked for is not possible.
         """
-        from sd3par import device, images, weights
+        from sd3par import images
         from sd3par.inputs import preflight
 
         options = self.options
-        device.choose(options.dtype, options.device)
-        files = weights.open_model(self.model, options.tokenizers, text_encoder_3=not options.no_t5)
+        files, _ = self.open()
         first = preflight(files, self.requests[0], self.parallel, self.inputs)
         height, width = first.height or 0, first.width or 0  # preflight fills them in
         if options.image is not None:

@@ -112,4 +112,4 @@ def _place(pipe: SD3Pipeline) -> tuple[str, str]:
 
 
 def _dtype(pipe: SD3Pipeline) -> str:
-    return str(next(iter(pipe.transformer.parameters())).dtype).removeprefix("paddle.")
+    return pipe.transformer.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError, Namespace
+from pathlib import Path
 
 from sd3par.errors import shorten
 from sd3par.launch.parser import whole
@@ -22,6 +23,8 @@ def size(text: str) -> int | str:
 def with_sizes(options: Namespace, model: str, world: int | None) -> Namespace:
     """Returns the options with a number for each size: 1 where none was given, unless one is auto, which is for all.
 
+    An exported model has a mesh, which stands for what was not given or is auto.
+
     Args:
         model: as `weights.open_model` takes it; read only where something is to be chosen.
         world: processes that were started; None where this command starts them.
@@ -30,11 +33,25 @@ def with_sizes(options: Namespace, model: str, world: int | None) -> Namespace:
         ConfigError, CheckpointError: no mesh is possible, or the model cannot be read.
     """
     given = {axis: getattr(options, axis) for axis in AXES}
-    if AUTO in given.values():
+    own = _exported(model)
+    if own:
+        chosen = [size if each in (None, AUTO) else each for each, size in zip(given.values(), own, strict=True)]
+    elif AUTO in given.values():
         chosen = _chosen(options, model, world, [None if each == AUTO else each for each in given.values()])
     else:
         chosen = [1 if each is None else each for each in given.values()]
     return Namespace(**{**vars(options), **dict(zip(AXES, chosen, strict=True))})
+
+
+def _exported(model: str) -> list[int]:
+    """Returns dp, mp and sp of an exported model; nothing of another."""
+    from sd3par.weights.manifest import MANIFEST, Manifest
+
+    folder = Path(model).expanduser()
+    if not (folder / MANIFEST).is_file():
+        return []
+    parallel = Manifest.read(folder).parallel
+    return [parallel.dp, parallel.mp, parallel.sp]
 
 
 def _chosen(options: Namespace, model: str, world: int | None, given: list[int | None]) -> list[int]:

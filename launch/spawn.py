@@ -38,7 +38,7 @@ def spawn(job: Job) -> int:
     Raises:
         ConfigError: the machine has fewer devices, or not these.
     """
-    kind = device.choose(job.options.dtype, job.options.device).kind
+    kind = job.open()[1].kind
     devices = choose_devices(kind, device_count(kind), job.parallel.world, job.options.devices)
     folder = Path(tempfile.mkdtemp(prefix="sd3par-"))
     command = launch_command(job, folder, None if devices is None else labels(kind, devices))

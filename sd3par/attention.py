@@ -11,6 +11,7 @@ from sd3par import kernels
 from sd3par.kernels import Product
 from sd3par.layers import Linear, RMSNorm
 from sd3par.mesh import Mesh
+from sd3par.padding import merge, pad
 from sd3par.plan import Tokens, WeightPlan
 
 NORM_EPSILON = 1e-6
@@ -85,7 +86,7 @@ class SequenceExchange:
         if self.axis.size == 1:
             return segments
         widths = [3 * width for width in self.widths]
-        x, start = _windows(paddle.concat(segments, axis=1), widths, self.axis.rank)
+        x, start = windows(paddle.concat(segments, axis=1), widths, self.axis.rank)
         x = self.mesh.all_to_all(self.axis, x)[..., start : start + widths[self.axis.rank]]  # part j from rank j
         parts = x.split([one.size for one in tokens], axis=2)
         return [_join(part, one) for part, one in zip(parts, tokens, strict=True)]
@@ -103,14 +104,14 @@ class SequenceExchange:
         return merge(x, self.widths).split([one.size for one in tokens], axis=1)
 
 
-def _windows(x: Tensor, widths: list[int], rank: int) -> tuple[Tensor, int]:
+def windows(x: Tensor, widths: list[int], rank: int) -> tuple[Tensor, int]:
     """Cuts [R, t, sum of widths], the widest first, into a window for each width, all as wide as the widest.
 
     Returns [windows, R, t, widest] and where number `rank` finds its own columns in its window.
     """
-    rows, length, total = x.shape
+    total = x.shape[-1]
     if total == len(widths) * widths[0]:
-        return x.reshape([rows, length, len(widths), widths[0]]).transpose([2, 0, 1, 3]), 0
+        return x.reshape([0, 0, len(widths), widths[0]]).transpose([2, 0, 1, 3]), 0
     starts = [0, *accumulate(widths[:-1])]
     edges = [min(start, total - widths[0]) for start in starts]
     return paddle.stack([x[..., edge : edge + widths[0]] for edge in edges]), starts[rank] - edges[rank]
@@ -127,17 +128,3 @@ def _scatter(x: Tensor, tokens: Tokens, sp: int, width: int) -> Tensor:
     """[R, total, up to width] -> [sp, R, size, width], zeros as padding."""
     x = pad(pad(x, 2, width), 1, sp * tokens.size)
     return x.reshape([x.shape[0], sp, tokens.size, width]).transpose([1, 0, 2, 3])
-
-
-def pad(x: Tensor, axis: int, size: int) -> Tensor:
-    """x: [...] -> the same, as long as `size` on the axis by zeros behind what it has."""
-    missing = [*x.shape[:axis], size - x.shape[axis], *x.shape[axis + 1 :]]
-    return paddle.concat([x, paddle.zeros(missing, dtype=x.dtype)], axis=axis) if missing[axis] else x
-
-
-def merge(parts: Tensor, widths: list[int]) -> Tensor:
-    """parts: [n, R, t, widest], padded columns of n ranks -> [R, t, sum of widths]: side by side, without padding."""
-    count, rows, length, widest = parts.shape
-    if sum(widths) == count * widest:
-        return parts.transpose([1, 2, 0, 3]).reshape([rows, length, count * widest])
-    return paddle.concat([part[..., :width] for part, width in zip(parts.unbind(0), widths, strict=True)], axis=-1)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from paddle import Tensor
 
 from sd3par.captured import Captured, ways
+from sd3par.engine import Autoencoder
 from sd3par.inputs import Start
 from sd3par.noise import noise
 from sd3par.scheduler import Schedule, add_noise
-from sd3par.vae import VAE
 
 
 def first_latents(
-    start: Start, shape: tuple[int, int, int, int], seed: int, plan: Schedule, vae: VAE, captured: Captured | None
+    start: Start,
+    shape: tuple[int, int, int, int],
+    seed: int,
+    plan: Schedule,
+    vae: Autoencoder,
+    captured: Captured | None,
 ) -> Tensor:
     """Returns the latents of a shape, [B, C, h, w] fp32, that the loop begins with, the same on every rank."""
     if start.latents is not None:

@@ -95,7 +95,7 @@ class Captured:
 
     @classmethod
     def choose(cls, engine: str, device: Device, mesh: Mesh = Mesh.single()) -> Captured | None:
-        """Returns what an engine of `pipeline.ENGINES` has on a device, None for eager.
+        """Returns what an engine of `engine.ENGINES` has on a device, None for eager.
 
         On a mesh a failure to record collectives is an error: the others, which recorded, would wait for this process.
         """

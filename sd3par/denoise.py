@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from typing import Protocol
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
-from sd3par import kernels
 from sd3par.captured import Call, directly
-from sd3par.embeddings import patchify, unpatchify
+from sd3par.conditions import Conditions, Step, gather_tokens, patchify, shard, unpatchify
+from sd3par.config import ModelConfig
 from sd3par.graph import StepGraph, StepGraphs
-from sd3par.guidance import halves
-from sd3par.mmdit import Conditions, MMDiT, shard
+from sd3par.mesh import Mesh
 from sd3par.plan import Rows
 from sd3par.ranges import span
 from sd3par.scheduler import Schedule
@@ -30,11 +29,43 @@ OnStep = Callable[[int, float, Tensor], "tuple[Tensor | None, bool]"]
 MODULATION_BYTES = 1 << 30  # held at a time; SD3-medium with guidance takes 3.5 MB a step and image in fp32
 
 
+class Transformer(Protocol):
+    """What the loop asks of a noise prediction: an MM-DiT, or the programs of an exported one."""
+
+    config: ModelConfig
+    mesh: Mesh
+    dtype: str
+
+    @property
+    def transport(self) -> str:
+        """How ranks hand each other what they compute: "peer" or "collective"."""
+        ...
+
+    @property
+    def modulation_count(self) -> int:
+        """k, the number of vectors [D] that modulate a row in one step."""
+        ...
+
+    def prepare(
+        self, context: Tensor, pooled: Tensor, timesteps: Tensor, grid: tuple[int, int], call: Call = directly
+    ) -> Conditions:
+        """What no step changes; as `MMDiT.prepare`."""
+        ...
+
+    def modulations(self, timesteps: Tensor, pooled: Tensor) -> Tensor:
+        """timesteps: [N, R] fp32, pooled: [R, P] -> [N, R, k, D]."""
+        ...
+
+    def steps(self, rows: Rows, conditions: Conditions) -> Step:
+        """The step of a request."""
+        ...
+
+
 class Denoiser:
     """One request's loop on this rank.
 
     Args:
-        model: the MM-DiT.
+        model: what predicts the noise.
         rows: this dp rank's rows.
         text: states of these rows (guidance.join_halves).
         plan: timesteps and sigmas.
@@ -45,7 +76,7 @@ class Denoiser:
 
     def __init__(
         self,
-        model: MMDiT,
+        model: Transformer,
         rows: Rows,
         text: TextStates,
         plan: Schedule,
@@ -63,10 +94,11 @@ class Denoiser:
         first = self.timesteps[: self.window]
         context = text.context.astype(model.dtype)
         self.conditions: Conditions = model.prepare(context, self.pooled, first, self.grid, call)
+        self.work: Step = model.steps(rows, self.conditions)
 
     def _window(self) -> int:
         """Returns how many steps' modulations are held at a time: all of them, in nearly every request."""
-        width = sum(layer.count for layer in self.model.modulated_layers()) * self.model.config.dim
+        width = self.model.modulation_count * self.model.config.dim
         return max(1, MODULATION_BYTES // (4 * width * self.pooled.shape[0]))
 
     def run(
@@ -96,8 +128,7 @@ class Denoiser:
         """Lends the recorded step for this request's shape; None where there is none."""
         if self.graphs is None:
             return nullcontext()
-        work = partial(step, self.model, self.rows)
-        return self.graphs.lend(self._shape(tokens), work, tokens, self.conditions, self.mesh)
+        return self.graphs.lend(self._shape(tokens), self.work, tokens, self.conditions, self.mesh)
 
     def _shape(self, tokens: Tensor) -> Hashable:
         """Returns all that one recording differs from another in: what is no tensor's content."""
@@ -115,7 +146,7 @@ class Denoiser:
         if graph is not None:
             return graph.step(tokens, modulations, delta)
         conditions = self.conditions._replace(modulations=modulations)
-        return step(self.model, self.rows, tokens, conditions, guidance_scale, delta)
+        return self.work(tokens, conditions, guidance_scale, delta)
 
     def scatter(self, latents: Tensor) -> Tensor:
         """latents: [B, C, h, w] -> this rank's images and tokens [B', ti, W]."""
@@ -124,7 +155,7 @@ class Denoiser:
 
     def gather(self, tokens: Tensor) -> Tensor:
         """tokens: [B', ti, W] of this rank -> all latents [B, C, h, w] on every rank, in memory of their own."""
-        whole = self.model.gather_tokens(tokens.clone(), self.conditions.layout.image)
+        whole = gather_tokens(self.mesh, tokens.clone(), self.conditions.layout.image)
         every = self.mesh.all_gather(self.mesh.dp, whole)  # [dp, B', Ti, W]
         if self.rows.split:  # both ranks of a pair hold the same images
             every = every[::2]
@@ -135,16 +166,3 @@ class Denoiser:
         changed, stop = on_step(index, float(self.plan.timesteps[index]), self.gather(tokens))
         tokens = tokens if changed is None else self.scatter(changed.astype("float32"))
         return tokens, self.mesh.any(stop)
-
-
-def step(
-    model: MMDiT, rows: Rows, tokens: Tensor, conditions: Conditions, guidance_scale: Tensor, delta: Tensor
-) -> Tensor:
-    """Prediction, guidance and Euler step: what a graph records.
-
-    tokens: [B', ti, W] fp32 of this rank; conditions: with the modulations [1, R, k, D] of this step; guidance_scale
-    and delta: [] fp32. Returns the tokens after the step.
-    """
-    prediction = model.step(tokens, conditions, 0)
-    uncond, cond = halves(prediction, rows, model.mesh)
-    return kernels.guidance_euler(tokens, uncond, cond, guidance_scale, delta)

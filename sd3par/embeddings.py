@@ -19,22 +19,6 @@ FREQUENCIES = 256  # size of the sinusoidal timestep embedding, the same in ever
 _TORCH_ROUNDS_UP = [12, 106]  # torch 2.13 on x86-64; seen by comparing all 128
 
 
-def patchify(latents: Tensor, patch: int) -> Tensor:
-    """latents: [B, C, h, w] -> [B, (h / p) * (w / p), p * p * C], row by row: the order of the model's output."""
-    batch, channels, height, width = latents.shape
-    down, across = height // patch, width // patch
-    x = latents.reshape([batch, channels, down, patch, across, patch]).transpose([0, 2, 4, 3, 5, 1])
-    return x.reshape([batch, down * across, patch * patch * channels])
-
-
-def unpatchify(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """x: [B, Ti, p * p * C] -> [B, C, h, w], the inverse of `patchify`; grid: patches down and across."""
-    batch, _, width = x.shape
-    channels = width // patch**2
-    x = x.reshape([batch, grid[0], grid[1], patch, patch, channels]).transpose([0, 5, 1, 3, 2, 4])
-    return x.reshape([batch, channels, grid[0] * patch, grid[1] * patch])
-
-
 class PatchProjection(nn.Layer):
     """The patch convolution's weight: [D, C, p, p] and bias: [D]; `kernels.patch_embed` applies them."""
 
@@ -90,11 +74,14 @@ class TimeTextEmbedder(nn.Layer):
 
     def forward(self, timesteps: Tensor, pooled: Tensor) -> Tensor:
         """timesteps: [N, R] fp32, pooled: [R, P] -> temb [N, R, D]."""
-        waves = sinusoids(timesteps).astype(self.dtype)  # [N, R, 256]
-        return self.timestep_embedder(waves) + self.text_embedder(pooled)
+        return self.embed(sinusoids(timesteps, _frequencies_on(current())), pooled)
+
+    def embed(self, waves: Tensor, pooled: Tensor) -> Tensor:
+        """waves: [N, R, 256] fp32, pooled: [R, P] -> temb [N, R, D]."""
+        return self.timestep_embedder(waves.astype(self.dtype)) + self.text_embedder(pooled)
 
 
-def _frequencies() -> np.ndarray:
+def frequencies() -> np.ndarray:
     """Returns [128] fp32, torch's numbers: at t = 1000 one unit in the last place moves a cosine by 6e-5.
 
     The exponent is in fp32, as torch has it, and its exp exactly rounded; torch rounds two of the 128 the other way.
@@ -109,10 +96,10 @@ def _frequencies() -> np.ndarray:
 @functools.cache
 def _frequencies_on(device: str) -> Tensor:
     """Returns them on the current device, of this name: a recording must not copy from the host."""
-    return paddle.to_tensor(_frequencies())
+    return paddle.to_tensor(frequencies())
 
 
-def sinusoids(timesteps: Tensor) -> Tensor:
-    """timesteps: [...] fp32 -> [..., 256] fp32: cosines, then sines, of 128 frequencies from 1 down to 1e-4."""
-    angles = timesteps.unsqueeze(-1) * _frequencies_on(current())
+def sinusoids(timesteps: Tensor, frequencies: Tensor) -> Tensor:
+    """timesteps: [...] fp32, frequencies: [128] fp32, from 1 down to 1e-4 -> [..., 256] fp32: cosines, then sines."""
+    angles = timesteps.unsqueeze(-1) * frequencies
     return paddle.concat([paddle.cos(angles), paddle.sin(angles)], axis=-1)

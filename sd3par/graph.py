@@ -13,15 +13,13 @@ from typing import cast
 import paddle
 from paddle import Tensor
 
+from sd3par.conditions import Conditions, Step
 from sd3par.config import require
 from sd3par.device import CapturedGraph, Device, overwrite, why_no_graphs
 from sd3par.errors import OutOfMemory, is_out_of_memory, shorten
 from sd3par.mesh import Mesh
-from sd3par.mmdit import Conditions
 from sd3par.rehearsal import agree, attempt
 
-# (tokens [B', ti, W] fp32, conditions of one step, guidance scale [] fp32, delta [] fp32) -> tokens after the step.
-Step = Callable[[Tensor, Conditions, Tensor, Tensor], Tensor]
 WARM_UPS = 2  # in which kernels are compiled, libraries make their handles, and ranks connect
 MOST_GRAPHS = 4  # held by a pipeline; each takes as much memory as a step does
 MOST_SHARE = 0.25  # of the device's memory, of all of them together; the one in use stays, whatever it takes
@@ -102,7 +100,7 @@ class StepGraphs:
 
     @classmethod
     def choose(cls, engine: str, device: Device, world: int) -> StepGraphs | None:
-        """Returns what an engine of `pipeline.ENGINES` has on a device, None for eager.
+        """Returns what an engine of `engine.ENGINES` has on a device, None for eager.
 
         In a mesh a failure to record is always an error: the other ranks, which recorded, would wait for this one.
 

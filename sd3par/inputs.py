@@ -165,6 +165,8 @@ def preflight(
     _check_sigmas(inputs.sigmas)
     require(inputs.image is None or inputs.latents is None, "latents", "an array", "nothing: image is given")
     rows_for(0, parallel.dp, inputs.count(request), request.guidance)
+    if files.export is not None:
+        files.export.manifest.most.check(request, inputs.count(request))
     config = SchedulerConfig.parse(files.scheduler, "scheduler")
     schedule(config, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
     return request

@@ -17,7 +17,7 @@ from paddle.distributed import stream
 
 from sd3par.config import ParallelConfig
 from sd3par.errors import RankFailure
-from sd3par.plan import check_world
+from sd3par.plan import axis_ranks, check_world, ring
 
 BACKENDS = {"cpu": "gloo", "gpu": "nccl"}  # Paddle's names; "xccl" is a plug-in's own, here NCCL too
 CONNECT_TIMEOUT_S = 120  # ranks start within seconds of each other; loading comes later
@@ -97,11 +97,8 @@ class Mesh:
         if axis.size == 1:
             return x
         total = _wide(x).contiguous()
-        if paddle.in_dynamic_mode():
-            if not self.alone:
-                stream.all_reduce(total, group=axis.group, use_calc_stream=_on_stream(total))
-        else:  # the functional form: the in-place one is lost when a program is exported (reference: Paddle 3.3.1)
-            total = paddle._C_ops.all_reduce(total, axis.group.id, 0)
+        if not self.alone:
+            stream.all_reduce(total, group=axis.group, use_calc_stream=_on_stream(total))
         return _like(total, x)
 
     def all_gather(self, axis: Axis, x: Tensor) -> Tensor:
@@ -109,8 +106,6 @@ class Mesh:
         if axis.size == 1:
             return x.unsqueeze(0)
         own = x.unsqueeze(0).contiguous()
-        if not paddle.in_dynamic_mode():
-            return paddle._C_ops.all_gather(own, axis.group.id, axis.size)
         parts = paddle.empty([axis.size, *x.shape], dtype=x.dtype)
         if not self.alone:
             stream.all_gather(parts, own, group=axis.group, use_calc_stream=_on_stream(own))
@@ -128,8 +123,6 @@ class Mesh:
 
     def _exchange(self, axis: Axis, x: Tensor) -> Tensor:
         """The all-to-all of devices that have one."""
-        if not paddle.in_dynamic_mode():
-            return paddle._C_ops.all_to_all(x, axis.group.id)
         parts = paddle.empty(x.shape, dtype=x.dtype)
         if not self.alone:
             stream.alltoall(parts, x, group=axis.group, use_calc_stream=True)
@@ -189,6 +182,16 @@ class Mesh:
         return f"dp {self.dp.size} x mp {self.mp.size} x sp {self.sp.size}"
 
 
+def traced_all_reduce(x: Tensor, ring_id: int) -> Tensor:
+    """Writes into a program the sum of `x: [...]` over a group, for the CPU: `Mesh`'s own, in place, would be lost."""
+    return paddle._C_ops.all_reduce(x, ring_id, 0)  # 0: the sum
+
+
+def traced_all_gather(x: Tensor, ring_id: int, size: int) -> Tensor:
+    """Writes into a program `[size, ...]`, `x: [...]` of every process of a group, for the CPU."""
+    return paddle._C_ops.all_gather(x.unsqueeze(0), ring_id, size)
+
+
 def world_size() -> int:
     """Returns how many processes `paddle.distributed.launch` started."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
@@ -200,7 +203,7 @@ def _on_stream(x: Tensor) -> bool:
     Eager collectives are asked of `paddle.distributed`, not of `_C_ops`. With gloo it raises RuntimeError when a peer
     dies, while `_C_ops` aborts this process; with NCCL behind a plug-in `_C_ops` knows no bfloat16.
     """
-    return not (x.place.is_cpu_place() if paddle.in_dynamic_mode() else paddle.get_device() == "cpu")
+    return not x.place.is_cpu_place()
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -220,19 +223,16 @@ def _connect(parallel: ParallelConfig, rank: int) -> Mesh:
         if not dist.is_initialized():  # a second call would make a second store and mix up both
             _say_device()
             dist.init_parallel_env()
-        world = Axis(parallel.world, rank, dist.get_group(0))
-        rest, mp_rank = divmod(rank, parallel.mp)
-        dp_rank, sp_rank = divmod(rest, parallel.sp)
-        ranks = [[[(d * parallel.sp + s) * parallel.mp + m for m in range(parallel.mp)] for s in range(parallel.sp)]
-                 for d in range(parallel.dp)]  # fmt: skip
-        mp_lists = [row for plane in ranks for row in plane]
-        sp_lists = [[plane[s][m] for s in range(parallel.sp)] for plane in ranks for m in range(parallel.mp)]
-        dp_lists = [[plane[s][m] for plane in ranks] for s in range(parallel.sp) for m in range(parallel.mp)]
+        every = [axis_ranks(parallel, one) for one in range(parallel.world)]
+        axes = {
+            name: Axis(len(own), own.index(rank), _group([one[name] for one in every], rank))
+            for name, own in every[rank].items()
+        }
         mesh = Mesh(
-            dp=Axis(parallel.dp, dp_rank, _group(dp_lists, world)),
-            sp=Axis(parallel.sp, sp_rank, _group(sp_lists, world)),
-            mp=Axis(parallel.mp, mp_rank, _group(mp_lists, world)),
-            world=world,
+            axes["dp"],
+            axes["sp"],
+            axes["mp"],
+            axes["world"],
             host=_host(),
             transport=parallel.transport,
         )
@@ -253,20 +253,27 @@ def _say_device() -> None:
         os.environ[f"FLAGS_selected_{kind}s"] = index
 
 
-def _group(rank_lists: list[list[int]], world: Axis) -> Any:
-    """Creates every group on every process, in the same order; returns the one that holds this process."""
-    if len(rank_lists) == 1:  # the world itself: a second communicator would only take memory of the device
-        return world.group
-    mine, rank = None, world.rank
-    for ranks in rank_lists:
-        if len(ranks) > 1:
-            group = _gloo_group(ranks, rank) if paddle.get_device() == "cpu" else paddle.distributed.new_group(ranks)
-            mine = group if rank in ranks else mine
-    return mine
+def _group(rank_lists: list[list[int]], rank: int) -> Any:
+    """Creates every group on every process, in the same order; returns the one that holds this process.
+
+    `rank_lists`: of each process. What there is already is taken: a communicator takes memory of the device.
+    """
+    from paddle.distributed import collective
+
+    known = collective._get_group_map()
+    for ranks in sorted(set(map(tuple, rank_lists))):
+        number = ring(ranks, len(rank_lists))
+        if number not in known:
+            collective._set_custom_gid(number)
+            try:
+                _new_group(list(ranks), rank, number)
+            finally:
+                collective._set_custom_gid(None)
+    return known[ring(rank_lists[rank], len(rank_lists))]
 
 
-def _gloo_group(ranks: list[int], rank: int) -> Any:
-    """Creates a group that meets in a store of its own.
+def _new_group(ranks: list[int], rank: int, number: int) -> None:
+    """Creates a group, on gloo one that meets in a store of its own.
 
     Paddle 3.3.1 lets every gloo group write its addresses under the same keys ("0", "1", ...) of one store, and a
     process that is early reads those of the group before: "Connection refused", or it hangs. Of runs with 15 groups on
@@ -275,12 +282,11 @@ def _gloo_group(ranks: list[int], rank: int) -> Any:
     from paddle.distributed import collective
 
     shared = collective._default_store
-    if rank in ranks:
-        collective._default_store = _store_of(ranks, rank, shared, len(collective._get_group_map()))
+    if rank in ranks and paddle.get_device() == "cpu":
+        collective._default_store = _store_of(ranks, rank, shared, number)
     try:
         group = paddle.distributed.new_group(ranks)
         group.rendezvous = collective._default_store  # lives as long as the group
-        return group
     finally:
         collective._default_store = shared
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -11,14 +12,17 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from sd3par import kernels
-from sd3par.attention import Attention, JointAttention, merge, pad
+from sd3par.attention import Attention, JointAttention
 from sd3par.captured import Call, directly
+from sd3par.conditions import Conditions, Layout, Step, gather_tokens, patchify, shard, unpatchify
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.device import choose
-from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder, patchify, unpatchify
+from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder
+from sd3par.guidance import halves
 from sd3par.layers import Linear
 from sd3par.mesh import Mesh
-from sd3par.plan import Tokens, WeightPlan, mmdit_source, tokens_for
+from sd3par.padding import merge, pad
+from sd3par.plan import Rows, WeightPlan, mmdit_source, tokens_for
 from sd3par.ranges import span
 from sd3par.routes import Routes, routes_for
 from sd3par.sums import Branch, GatedBranches
@@ -36,13 +40,6 @@ class Residual(NamedTuple):
     def modulated(self, *modulations: kernels.Modulation) -> kernels.Stream:
         """(scale, shift), [R, D] each, once or twice -> what the next norm is of."""
         return kernels.Stream(*self, modulations)
-
-
-class Layout(NamedTuple):
-    """Which tokens this sp rank holds."""
-
-    image: Tokens
-    context: Tokens
 
 
 def plan_of(config: ModelConfig, mesh: Mesh) -> WeightPlan:
@@ -161,19 +158,6 @@ class JointBlock(nn.Layer):
         return [] if self.attn.to_add_out is None else [Branch(c, self.attn.to_add_out)]
 
 
-class Conditions(NamedTuple):
-    """What is constant over the steps of one request, computed once before the loop.
-
-    context: [R, tc, D], this sp rank's text tokens; positions: [ti, D] fp32; modulations: [N, R, k, D], those of all
-    adaLNs side by side, in the order of `MMDiT.modulated_layers`.
-    """
-
-    context: Tensor
-    positions: Tensor
-    modulations: Tensor
-    layout: Layout
-
-
 class MMDiT(nn.Layer):
     """Noise prediction of SD3 for latents and text states.
 
@@ -262,15 +246,18 @@ class MMDiT(nn.Layer):
 
         Under mp each rank computes columns; they are gathered once for all layers and steps.
         """
-        condition = F.silu(self.time_text_embed(timesteps, pooled))  # [N, R, D]
+        return self.modulated(self.time_text_embed(timesteps, pooled))
+
+    def modulated(self, temb: Tensor) -> Tensor:
+        """temb: [N, R, D] -> [N, R, k, D]."""
+        condition = F.silu(temb)
         layers = self.modulated_layers()
         parts = [layer(condition) for layer in layers]
-        steps, rows, dim = condition.shape
         if self.mesh.mp.size > 1:
             joined = self.mesh.all_gather(self.mesh.mp, paddle.concat(parts, axis=-1))  # [mp, N, R, sum]
             joined = joined.split([part.shape[-1] for part in parts], axis=-1)
             parts = [merge(part, layer.widths) for part, layer in zip(joined, layers, strict=True)]
-        parts = [part.reshape([steps, rows, layer.count, dim]) for part, layer in zip(parts, layers, strict=True)]
+        parts = [part.reshape([0, 0, layer.count, -1]) for part, layer in zip(parts, layers, strict=True)]
         return paddle.concat(parts, axis=2)
 
     def step(self, latents: Tensor, conditions: Conditions, index: int) -> Tensor:
@@ -292,6 +279,31 @@ class MMDiT(nn.Layer):
         ((_, x),) = sums.norm([image.modulated((scale, shift))], [layout.image.size], last=True)
         return self.proj_out(x)
 
+    @property
+    def transport(self) -> str:
+        """Returns how ranks hand each other what they compute: "peer" or "collective"."""
+        return self.routes.transport
+
+    @property
+    def modulation_count(self) -> int:
+        """Returns k, the number of vectors [D] that modulate a row in one step."""
+        return sum(layer.count for layer in self.modulated_layers())
+
+    def steps(self, rows: Rows, conditions: Conditions) -> Step:
+        """Returns the denoising step of a request: of these rows of this rank, under what `prepare` gave."""
+        return partial(self.advance, rows)
+
+    def advance(
+        self, rows: Rows, tokens: Tensor, conditions: Conditions, guidance_scale: Tensor, delta: Tensor
+    ) -> Tensor:
+        """Prediction, guidance and Euler step: what a graph records.
+
+        tokens: [B', ti, W] fp32 of this rank; conditions: with the modulations [1, R, k, D] of this step;
+        guidance_scale and delta: [] fp32. Returns the tokens after the step.
+        """
+        uncond, cond = halves(self.step(tokens, conditions, 0), rows, self.mesh)
+        return kernels.guidance_euler(tokens, uncond, cond, guidance_scale, delta)
+
     def forward(self, latents: Tensor, context: Tensor, pooled: Tensor, timestep: Tensor) -> Tensor:
         """Predicts the noise of a whole batch; every rank passes and gets all rows.
 
@@ -310,18 +322,6 @@ class MMDiT(nn.Layer):
         conditions = self.prepare(context[mine].astype(self.dtype), pooled[mine].astype(self.dtype), times, grid)
         tokens = shard(patchify(latents[mine].astype("float32"), p), conditions.layout.image)
         x = self.step(tokens, conditions, 0)
-        x = self.gather_tokens(x, conditions.layout.image)
+        x = gather_tokens(self.mesh, x, conditions.layout.image)
         x = self.mesh.all_gather(dp, x).flatten(0, 1)  # [R, Ti, p * p * C]
         return unpatchify(x, grid, p)
-
-    def gather_tokens(self, x: Tensor, tokens: Tokens) -> Tensor:
-        """x: [R, ti, W] of this sp rank -> [R, Ti, W] of all."""
-        if self.mesh.sp.size == 1:
-            return x
-        parts = self.mesh.all_gather(self.mesh.sp, x)  # [sp, R, ti, W]
-        return paddle.concat(parts.unbind(0), axis=1)[:, : tokens.total]
-
-
-def shard(x: Tensor, tokens: Tokens) -> Tensor:
-    """x: [R, T, W] -> this sp rank's tokens [R, size, W], zeros behind the last one."""
-    return pad(x[:, tokens.start : tokens.stop], 1, tokens.size)

@@ -17,28 +17,24 @@ from PIL import Image
 from tqdm import tqdm
 
 from sd3par import images, weights
-from sd3par.auto import resolved
 from sd3par.begin import first_latents
 from sd3par.captured import Captured, ways
-from sd3par.config import GenerationRequest, ModelConfig, ParallelConfig, parse_config, require
-from sd3par.denoise import Denoiser, OnStep
-from sd3par.device import Device, choose, release_idle_memory, synchronize
+from sd3par.config import GenerationRequest, ParallelConfig, require
+from sd3par.denoise import Denoiser, OnStep, Transformer
+from sd3par.device import Device, release_idle_memory, synchronize
+from sd3par.engine import Autoencoder, check_engine, choose_device, choose_mesh, load_parts
 from sd3par.errors import Cancelled, ConfigError, RankFailure
 from sd3par.graph import StepGraphs
 from sd3par.inputs import Inputs, PromptEmbeds, Start, changed_latents, preflight, texts
 from sd3par.mesh import Mesh, world_size
-from sd3par.mmdit import MMDiT
 from sd3par.plan import Rows, rows_for
 from sd3par.ranges import span
 from sd3par.rehearsal import Rehearsals, Rehearse
 from sd3par.scheduler import Schedule, SchedulerConfig, schedule
 from sd3par.text import TextEncoders, TextStates
-from sd3par.text.load import load_text
 from sd3par.text.request import encode_request
-from sd3par.vae import VAE
 from sd3par.watchdog import TIMEOUT_S, Watchdog
 
-ENGINES = ("auto", "eager", "graph")
 OUTPUT_TYPES = ("pil", "np", "latent")
 StepCallback = Callable[["SD3Pipeline", int, float, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
@@ -60,8 +56,8 @@ class SD3Pipeline:
     """Stable Diffusion 3 on a mesh of processes; every rank makes the same calls and gets the same images."""
 
     def __init__(
-        self, files: weights.ModelFiles, transformer: MMDiT, vae: VAE, text: TextEncoders | None, mesh: Mesh,
-        parallel: ParallelConfig,
+        self, files: weights.ModelFiles, transformer: Transformer, vae: Autoencoder, text: TextEncoders | None,
+        mesh: Mesh, parallel: ParallelConfig,
     ) -> None:  # fmt: skip
         self.files, self.transformer, self.vae, self.text = files, transformer, vae, text
         self.mesh, self.parallel = mesh, parallel
@@ -87,12 +83,13 @@ class SD3Pipeline:
         """Returns a pipeline; in a world of several processes each of them calls this.
 
         Args:
-            path: "tiny" (bundled), a diffusers or Paddle-layout folder, or a single .safetensors file; or what
-                `weights.open_model` made of one.
-            dtype: "auto" is bfloat16 on GPUs, float32 on the CPU.
-            parallel: "auto" is `auto.auto_mesh`'s for one picture with guidance on all processes.
+            path: "tiny" (bundled), a diffusers or Paddle-layout folder, a single .safetensors file, or a folder that
+                `sd3par export` wrote; or what `weights.open_model` made of one.
+            dtype: "auto" is bfloat16 on GPUs, float32 on the CPU; of an exported model its own.
+            parallel: "auto" is `auto.auto_mesh`'s for one picture with guidance on all processes, or an export's own.
             engine: "graph" records steps, text encoders and autoencoder as CUDA graphs and replays them, "eager" asks
-                for operators one by one, which is slower and simpler to debug; "auto" is graph where it can be.
+                for operators one by one, which is slower and simpler to debug; "static" runs the programs of an
+                exported model, recorded too where they can be; "auto" is static for these, else graph where it can be.
             text_encoder_3: False drops T5 (its tokens are zeros then, as in diffusers).
             tokenizers: folder with tokenizer, tokenizer_2 and tokenizer_3, which single files do not hold.
             rank_timeout_s: how long another process may be silent before this one gives up.
@@ -101,34 +98,34 @@ class SD3Pipeline:
             ConfigError, CheckpointError: what is asked for is not possible, or the files do not fit.
             RankFailure: the other processes did not come up.
         """
-        require(engine in ENGINES, "engine", engine, " or ".join(ENGINES))
-        target = choose(dtype, device)
         files = path if isinstance(path, weights.ModelFiles) else weights.open_model(path, tokenizers, text_encoder_3)
-        model = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
-        parallel = resolved(parallel, model, target, world_size())
-        graphs = StepGraphs.choose(engine, target, parallel.world)
+        check_engine(engine, files)
+        target = choose_device(files, dtype, device)
+        parallel = choose_mesh(files, parallel, target, world_size())
+        recorder = "auto" if files.export is not None else engine
+        graphs = StepGraphs.choose(recorder, target, parallel.world)
         target.activate()
         mesh = Mesh.from_env(parallel)
         watchdog = Watchdog.start(mesh, rank_timeout_s)
         with watchdog.told_of_errors():
             pipe = cls.load(files, target, mesh, parallel)
             mesh.meet("loaded")
-        pipe.graphs, pipe.captured, pipe.watchdog = graphs, Captured.choose(engine, target, mesh), watchdog
-        pipe.rehearsals = Rehearsals.choose(target, mesh)
+        pipe.graphs, pipe.captured, pipe.watchdog = graphs, Captured.choose(recorder, target, mesh), watchdog
+        if files.export is None:  # collectives inside programs cannot be left out
+            pipe.rehearsals = Rehearsals.choose(target, mesh)
         return pipe
 
     @property
     def engine(self) -> str:
-        """Returns "graph" or "eager": what runs the denoising steps."""
+        """Returns "graph", "eager" or "static": what runs the denoising steps."""
+        if self.files.export is not None:
+            return "static"
         return "eager" if self.graphs is None or self.graphs.off else "graph"
 
     @classmethod
     def load(cls, files: weights.ModelFiles, target: Device, mesh: Mesh, parallel: ParallelConfig) -> SD3Pipeline:
-        """Reads the weights of opened files, each rank its slices of the transformer."""
-        transformer = MMDiT.load(files.transformer, target.dtype, mesh)
-        vae = VAE.load(files.vae, target.dtype, mesh=mesh)
-        text = load_text(files, target.dtype, mesh)
-        return cls(files, transformer, vae, text, mesh, parallel)
+        """Reads the weights of opened files, each rank its slices of the transformer; or the programs of an export."""
+        return cls(files, *load_parts(files, target, mesh), mesh, parallel)
 
     def __call__(
         self,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
 from sd3par.config import ParallelConfig
 from sd3par.errors import ConfigError
+
+MOST_RANKS = 1025  # more than an axis has
 
 
 def runs(total: int, parts: int, unit: int = 1) -> list[range]:
@@ -190,6 +193,29 @@ def tokens_for(sp_rank: int, sp: int, total: int) -> Tokens:
 def clip_ranks(world: int) -> tuple[int, int]:
     """Returns the ranks that run CLIP-L and CLIP-G: the last ones."""
     return max(world - 2, 0), world - 1
+
+
+def axis_ranks(parallel: ParallelConfig, rank: int) -> dict[str, list[int]]:
+    """Returns which ranks, in order, are on each axis with rank `rank`: of dp, sp, mp and the world."""
+    rest, mp_rank = divmod(rank, parallel.mp)
+    dp_rank, sp_rank = divmod(rest, parallel.sp)
+    plane = parallel.sp * parallel.mp
+    return {
+        "dp": [d * plane + sp_rank * parallel.mp + mp_rank for d in range(parallel.dp)],
+        "sp": [dp_rank * plane + s * parallel.mp + mp_rank for s in range(parallel.sp)],
+        "mp": [rank - mp_rank + m for m in range(parallel.mp)],
+        "world": list(range(parallel.world)),
+    }
+
+
+def ring(ranks: Sequence[int], world: int) -> int:
+    """Returns the number of the group of `ranks`, a run with equal steps: 0 for the world.
+
+    It follows from them alone, so that programs find their groups whatever was made before them in the process.
+    """
+    if len(ranks) in (1, world):
+        return 0
+    return (ranks[0] * MOST_RANKS + len(ranks)) * MOST_RANKS + ranks[1] - ranks[0]
 
 
 def check_world(parallel: ParallelConfig, world: int) -> None:

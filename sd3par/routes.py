@@ -12,6 +12,8 @@ from sd3par.mesh import Mesh
 from sd3par.peer_exchange import PeerExchange
 from sd3par.peer_sums import PeerSums
 from sd3par.plan import WeightPlan
+from sd3par.static.exchange import TracedExchange, TracedSums
+from sd3par.static.mesh import TracedMesh
 from sd3par.sums import Sums
 
 log = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 class Routes(NamedTuple):
     """The exchange of tokens for heads over sp, and sums over mp."""
 
-    exchange: SequenceExchange | PeerExchange
+    exchange: SequenceExchange | PeerExchange | TracedExchange
     sums: Sums | PeerSums
 
     @property
@@ -36,6 +38,8 @@ def routes_for(mesh: Mesh, plan: WeightPlan, dtype: str) -> Routes:
     Raises:
         ConfigError: `mesh.transport` is "peer" and these processes cannot.
     """
+    if isinstance(mesh, TracedMesh):
+        return Routes(TracedExchange(mesh, plan), TracedSums(mesh))
     by_collectives = Routes(SequenceExchange(mesh, plan), Sums(mesh))
     if mesh.transport == "collective" or mesh.sp.size * mesh.mp.size == 1:
         return by_collectives

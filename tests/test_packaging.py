@@ -138,6 +138,11 @@ def test_wheel_has_what_the_plugin_is_built_from(wheel: Path) -> None:
     assert missing == []
 
 
+def test_wheel_has_what_operators_of_programs_are_built_from(wheel: Path) -> None:
+    sources = list((ROOT / "kernels" / "static" / "src").iterdir())
+    assert sources and [path for path in sources if not (wheel / "sd3par" / path.relative_to(ROOT)).exists()] == []
+
+
 def declared(wheel: Path) -> set[str]:
     """Returns what the wheel depends on, without extras."""
     (metadata,) = wheel.glob("*.dist-info/METADATA")

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
+from sd3par.conditions import gather_tokens
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
 from sd3par.peer_exchange import PeerExchange
@@ -43,7 +44,7 @@ def steps(net: MMDiT, shape: Shape, between: Callable[[], object] = lambda: None
     tokens = tokens_for(sp.rank, sp.size, down * across)
     for index in range(STEPS):
         mine = paddle.concat([x[:, tokens.start : tokens.stop], paddle.zeros([rows, tokens.padding, 64])], axis=1)
-        x = net.gather_tokens(net.step(mine, conditions, index), tokens)
+        x = gather_tokens(net.mesh, net.step(mine, conditions, index), tokens)
         found.append(x.numpy())
         between()
     return found

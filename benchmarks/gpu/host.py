@@ -10,14 +10,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import paddle
 
 from benchmarks.gpu.shapes import TEXT_TOKENS
-from sd3par import denoise, device
+from sd3par import device
 from sd3par.denoise import Denoiser
 from sd3par.device import CapturedGraph, Device, overwrite
 from sd3par.graph import StepGraph, StepGraphs
@@ -118,8 +117,7 @@ def launches(graphs: list[CapturedGraph[Any]]) -> list[float]:
 def second(denoiser: Denoiser, graph: StepGraph) -> CapturedGraph[Any]:
     """Returns another recording of the same step."""
     assert denoiser.graphs is not None
-    work = partial(denoise.step, denoiser.model, denoiser.rows)
-    return StepGraph(denoiser.graphs.device, work, graph.tokens, graph._conditions, denoiser.mesh)._graph
+    return StepGraph(denoiser.graphs.device, denoiser.work, graph.tokens, graph._conditions, denoiser.mesh)._graph
 
 
 def nodes(graph: CapturedGraph[Any]) -> int:

@@ -23,7 +23,7 @@ sys.path[:1] = [str(ROOT)]  # the launcher starts this file as a script
 
 from benchmarks.gpu import parity  # noqa: E402
 from benchmarks.gpu.shapes import GUIDANCE, TEXT_TOKENS, TRANSFORMERS, WARM_UPS  # noqa: E402
-from sd3par import SD3Pipeline, device  # noqa: E402
+from sd3par import MMDiT, SD3Pipeline, device  # noqa: E402
 from sd3par.config import GenerationRequest, ParallelConfig  # noqa: E402
 from sd3par.launch.bench.engines import use  # noqa: E402
 from sd3par.launch.bench.steps import Loop  # noqa: E402
@@ -41,6 +41,7 @@ def measure(pipe: SD3Pipeline, px: int, images: int, steps: int, repeats: int) -
     loop, image = (statistics.median(times) for times in zip(*taken, strict=True))
     ordered = sorted(first for first, _ in taken)
     peak_gib = largest(pipe, card.peak_memory().allocated / 2**30)
+    assert isinstance(pipe.transformer, MMDiT)
     host = Loop(pipe.transformer, (px, px), TEXT_TOKENS, images, HOST_STEPS, pipe.graphs)
     return {
         "engine": pipe.engine, "height": px, "width": px, "images": images, "loop_s": loop, "image_s": image,
@@ -73,7 +74,7 @@ def main() -> None:
     pipe = SD3Pipeline.from_pretrained(options.folder, options.dtype, parallel, "eager")
     device.synchronize()
     row = {"who": "sd3par", "dp": parallel.dp, "mp": parallel.mp, "sp": parallel.sp, "world": parallel.world,
-           "transport": pipe.transformer.routes.transport, "dtype": pipe.transformer.dtype}  # fmt: skip
+           "transport": pipe.transformer.transport, "dtype": pipe.transformer.dtype}  # fmt: skip
     load_s = time.perf_counter() - begin
     if not options.no_parity:
         with np.load(options.folder / "reference.npz") as reference:

@@ -10,8 +10,9 @@ import paddle
 
 from benchmarks.gpu import controls
 from benchmarks.gpu.shapes import TIMESTEP, case_name, cases, relative
-from sd3par import SD3Pipeline, kernels
+from sd3par import MMDiT, SD3Pipeline, kernels
 from sd3par.launch.bench.swap import references, swapped
+from sd3par.vae import VAE
 
 
 @paddle.no_grad()
@@ -22,6 +23,7 @@ def predict(pipe: SD3Pipeline, reference: Any, case: tuple[int, int, int], swap:
         context, pooled = context[::-1].copy(), pooled[::-1].copy()
     tensors = [paddle.to_tensor(array) for array in (latents, context, pooled)]
     times = paddle.full([2], TIMESTEP, dtype="float32")
+    assert isinstance(pipe.transformer, MMDiT)
     return pipe.transformer(*tensors, times).astype("float32").numpy()
 
 
@@ -36,6 +38,7 @@ def with_controls(pipe: SD3Pipeline, reference: Any, case: tuple[int, int, int])
     errors["another_text"] = relative(predict(pipe, reference, case, swap=True), want)
     with controls.loud_padding():
         errors["loud_padding"] = relative(predict(pipe, reference, case), want)
+    assert isinstance(pipe.vae, VAE)
     with paddle.no_grad():
         image = pipe.vae.decode(paddle.to_tensor(reference["decoded"]))
     errors["image_error"] = relative(image.astype("float32").numpy(), reference["image"])
@@ -57,7 +60,7 @@ def rows(pipe: SD3Pipeline, model: str, reference: Any) -> Iterator[dict[str, An
         noise = predict(pipe, reference, case)
         if index > 0:
             yield {**row, "kernels": "on", "noise_error": relative(noise, want)}
-        if pipe.transformer.routes.transport == "peer":  # which takes the kernels
+        if pipe.transformer.transport == "peer":  # which takes the kernels
             continue
         with swapped(references()):
             plain = predict(pipe, reference, case)

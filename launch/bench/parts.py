@@ -57,7 +57,7 @@ class Measurer:
             engine = engine if engine == case.engine else self.pipe.engine  # what cannot be recorded makes it eager
         return {
             "engine": engine, "dtype": self.pipe.transformer.dtype,
-            "transport": self.pipe.transformer.routes.transport, **found, "warm_ups": warm_ups,
+            "transport": self.pipe.transformer.transport, **found, "warm_ups": warm_ups,
             "peak_gib": peaks[0], "reserved_gib": peaks[1], "case_s": time.perf_counter() - begin,
         }  # fmt: skip
 

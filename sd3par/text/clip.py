@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from sd3par.config import parse_config, require
+from sd3par.config import parse_config
 from sd3par.layers import Embedding, LayerNorm, Linear
 from sd3par.plan import Source
 from sd3par.text.attention import self_attention
+from sd3par.text.config import CLIP_IGNORED, CLIPTextConfig
 from sd3par.text.place import Place
 from sd3par.weights import Component, fill
 
-# Keys of transformers' CLIPTextConfig that matter in training only, or that the tokenizer's own files decide.
-IGNORED_KEYS = frozenset(
-    {"attention_dropout", "dropout", "initializer_factor", "initializer_range", "bos_token_id", "pad_token_id"}
-)
-
 # transformers wrote this end-of-text id into every config before its pull request 24773, whatever the vocabulary.
 LEGACY_EOS = 2
-
-
-@dataclass(frozen=True)
-class CLIPTextConfig:
-    """Shape of a CLIP text encoder; field names and defaults are those of transformers' `CLIPTextConfig`."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    projection_dim: int
-    vocab_size: int = 49408
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    eos_token_id: int = 49407
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim",
-                     "vocab_size", "max_position_embeddings"):  # fmt: skip
-            value = getattr(self, name)
-            require(1 <= value <= 1 << 20, name, value, f"1 to {1 << 20}")
-        whole = self.hidden_size % self.num_attention_heads == 0
-        require(whole, "num_attention_heads", self.num_attention_heads, f"a divisor of hidden_size {self.hidden_size}")
-        require(self.hidden_act in ACTIVATIONS, "hidden_act", self.hidden_act, " or ".join(ACTIVATIONS))
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -101,7 +71,7 @@ class CLIPTextEncoder(nn.Layer):
             ConfigError: config.json describes something else.
             CheckpointError: a tensor is missing, left over, of another shape, or not finite.
         """
-        encoder = cls(parse_config(CLIPTextConfig, component.config, component.where, IGNORED_KEYS), dtype, place)
+        encoder = cls(parse_config(CLIPTextConfig, component.config, component.where, CLIP_IGNORED), dtype, place)
         if place.here:
             fill(encoder, component.checkpoint, clip_source, ignored=("text_model.embeddings.position_ids",))
         return encoder
@@ -120,19 +90,23 @@ class CLIPTextEncoder(nn.Layer):
             What the last layer but one puts out, [R, L, width], and the projected state of the end-of-text token
             after the last layer, [R, projection].
         """
+        return self.encode(ids, paddle.arange(ids.shape[0]))
+
+    def encode(self, ids: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """The same; numbers: [R] int64, from 0 on, which a program cannot count."""
         x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]  # [R, L, width]
         mask = causal_mask(ids.shape[1])  # [L, L]
         for layer in self.layers[:-1]:
             x = layer(x, mask)
         last = self.layers[-1](x, mask)  # [R, L, width]
-        return x, self.text_projection(self.final_layer_norm(self._at_end(last, ids)))
+        return x, self.text_projection(self.final_layer_norm(self._at_end(last, ids, numbers)))
 
-    def _at_end(self, x: Tensor, ids: Tensor) -> Tensor:
-        """x: [R, L, width], ids: [R, L] -> the states [R, width] of the first end-of-text token of each row."""
+    def _at_end(self, x: Tensor, ids: Tensor, numbers: Tensor) -> Tensor:
+        """x: [R, L, width], ids: [R, L], numbers: [R] -> the states [R, width] of each row's first end."""
         legacy = self.config.eos_token_id == LEGACY_EOS
         # Where the id in the config is wrong, the end is the highest id of the row: so the vocabulary is ordered.
         position = ids.argmax(-1) if legacy else (ids == self.config.eos_token_id).astype("int32").argmax(-1)  # [R]
-        return paddle.gather_nd(x, paddle.stack([paddle.arange(ids.shape[0]), position], axis=-1))
+        return paddle.gather_nd(x, paddle.stack([numbers, position], axis=-1))
 
 
 def causal_mask(length: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import paddle
 import paddle.nn.functional as F
@@ -20,8 +20,7 @@ from sd3par.captured import Call, directly
 from sd3par.config import require
 from sd3par.errors import CheckpointError
 from sd3par.mesh import Mesh
-from sd3par.text.clip import CLIPTextEncoder
-from sd3par.text.t5 import T5Encoder
+from sd3par.text.place import Place
 from sd3par.text.tokenize import CLIPTokenizer, PromptTokenizer, T5Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -37,6 +36,22 @@ class TextStates:
 
     context: Tensor
     pooled: Tensor
+
+
+class Encoder(Protocol):
+    """A text encoder: a model, or an exported one's program. `config` has `vocab_size`, and a CLIP's its positions."""
+
+    config: Any
+    dtype: str
+    place: Place
+
+    def shapes(self, rows: int, length: int) -> list[list[int]]:
+        """The shapes of what it gives for ids [rows, length]."""
+        ...
+
+    def __call__(self, ids: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """ids: [R, L] int64 -> hidden [R, L, width], and of a CLIP pooled [R, projection]."""
+        ...
 
 
 class _Texts(NamedTuple):
@@ -58,7 +73,7 @@ class _Texts(NamedTuple):
 class _Reading(NamedTuple):
     """An encoder, what it reads, and what calls it."""
 
-    encoder: CLIPTextEncoder | T5Encoder
+    encoder: Encoder
     texts: _Texts
     call: Call
 
@@ -114,9 +129,9 @@ class TextEncoders:
         CheckpointError: a tokenizer has ids that its encoder does not know.
     """
 
-    clip_l: CLIPTextEncoder
-    clip_g: CLIPTextEncoder
-    t5: T5Encoder | None
+    clip_l: Encoder
+    clip_g: Encoder
+    t5: Encoder | None
     tokenizer_l: CLIPTokenizer
     tokenizer_g: CLIPTokenizer
     tokenizer_t5: T5Tokenizer | None
@@ -217,7 +232,7 @@ def _token_ids(name: str, tokenizer: PromptTokenizer, prompts: Sequence[str], le
     return paddle.to_tensor(ids)
 
 
-def _check_vocabulary(tokenizer: PromptTokenizer, encoder: CLIPTextEncoder | T5Encoder) -> None:
+def _check_vocabulary(tokenizer: PromptTokenizer, encoder: Encoder) -> None:
     """An id beyond the table would be read from foreign memory on a GPU."""
     size = encoder.config.vocab_size
     if tokenizer.highest_id >= size:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 
 import paddle
 import paddle.nn.functional as F
@@ -18,43 +17,11 @@ from sd3par.layers import Embedding, Linear, RMSNorm
 from sd3par.mesh import Axis, Mesh
 from sd3par.plan import Share, Source, WeightPlan, runs
 from sd3par.text.attention import self_attention
+from sd3par.text.config import T5_IGNORED, T5Config, buckets_of, relative_buckets
 from sd3par.text.place import Place, t5_place
 from sd3par.weights import Component, fill
 
-# Keys of transformers' T5Config that concern training, the decoder or generation, or that follow from other keys.
-IGNORED_KEYS = frozenset(
-    {"classifier_dropout", "dropout_rate", "initializer_factor", "num_decoder_layers", "decoder_start_token_id",
-     "is_decoder", "is_encoder_decoder", "use_cache", "output_past", "n_positions", "task_specific_params",
-     "tie_word_embeddings", "scale_decoder_outputs", "dense_act_fn", "is_gated_act", "bos_token_id", "eos_token_id",
-     "pad_token_id"}
-)  # fmt: skip
 DTYPES = ("float32", "bfloat16")
-
-
-@dataclass(frozen=True)
-class T5Config:
-    """Shape of a T5 encoder; field names and defaults are those of transformers' `T5Config`."""
-
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_heads: int
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    feed_forward_proj: str = "relu"
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
-            value = getattr(self, name)
-            require(1 <= value <= 1 << 20, name, value, f"1 to {1 << 20}")
-        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        require(4 <= buckets <= 256, "relative_attention_num_buckets", buckets, "4 to 256")
-        require(buckets // 4 < distance <= 4096, "relative_attention_max_distance", distance,
-                f"{buckets // 4 + 1} to 4096: more than a quarter of the buckets")  # fmt: skip
-        require(self.feed_forward_proj == "gated-gelu", "feed_forward_proj", self.feed_forward_proj, "gated-gelu")
 
 
 class T5Block(nn.Layer):
@@ -123,7 +90,7 @@ class T5Encoder(nn.Layer):
             CheckpointError: a tensor is missing, left over, of another shape, or not finite.
         """
         require(dtype in DTYPES, "dtype of T5", dtype, " or ".join(DTYPES))
-        config = parse_config(T5Config, component.config, component.where, IGNORED_KEYS)
+        config = parse_config(T5Config, component.config, component.where, T5_IGNORED)
         encoder = cls(config, dtype, mesh, t5_place(mesh, config.num_heads))
         if encoder.place.here:
             fill(encoder, component.checkpoint, t5_source, ignored=("encoder.embed_tokens.weight",))
@@ -135,42 +102,20 @@ class T5Encoder(nn.Layer):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: [R, L] int64 -> [R, L, d_model]."""
+        return self.encode(ids, buckets_of(self.buckets, self.reach, ids.shape[1]))
+
+    def encode(self, ids: Tensor, buckets: Tensor) -> Tensor:
+        """The same; buckets: [L, L] int64, of every distance between two tokens."""
         x = self.shared(ids)  # [R, L, d_model]
-        bias = self.position_bias(ids.shape[1])  # [heads / n, L, L]
+        bias = self.position_bias(buckets)  # [heads / n, L, L]
         for block in self.blocks:
             x = block(x, bias)
         return self.final_layer_norm(x)
 
-    def position_bias(self, length: int) -> Tensor:
-        """[heads / n, L, L] fp32: what the scores of query i (row) and key j (column) get for their distance j - i."""
-        position = paddle.arange(length)
-        distance = position.unsqueeze(0) - position.unsqueeze(1)  # [L, L]
-        by_distance = self.relative_attention_bias(self.buckets).astype("float32")  # [2 * reach + 1, heads]
-        mine = by_distance[:, self.heads]
-        return F.embedding(distance.clip(-self.reach, self.reach) + self.reach, mine).transpose([2, 0, 1])
-
-
-def relative_buckets(num_buckets: int, max_distance: int) -> list[int]:
-    """Returns the bucket of every distance (key minus query) from -max_distance to max_distance, the last beyond.
-
-    Half of the buckets are for keys after the query. Of each half, half are for one distance each, and the others
-    widen as the logarithm of the distance. Their edges are found in whole numbers: no rounding can move them.
-    """
-    half = num_buckets // 2
-    exact = half // 2
-    steps = half - exact
-
-    def bucket(distance: int) -> int:
-        if distance < exact:
-            return distance
-        # log(distance / exact) / log(max_distance / exact) * steps >= k, without logarithms
-        beyond = distance**steps
-        passed = sum(beyond * exact**k >= max_distance**k * exact**steps for k in range(1, steps))
-        return exact + passed
-
-    before = [bucket(distance) for distance in range(max_distance, -1, -1)]
-    after = [half + bucket(distance) for distance in range(1, max_distance + 1)]
-    return before + after
+    def position_bias(self, buckets: Tensor) -> Tensor:
+        """buckets: [L, L] int64 -> [heads / n, L, L] fp32: what the scores of a query (row) and a key (column) get."""
+        mine = self.relative_attention_bias.weight.astype("float32")[:, self.heads]  # [buckets, heads / n]
+        return F.embedding(buckets, mine).transpose([2, 0, 1])
 
 
 _KEYS = {

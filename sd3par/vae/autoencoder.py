@@ -35,12 +35,12 @@ class Encoder(nn.Layer):
         self.conv_norm_out = norm(config, channels[-1], dtype)
         self.conv_out = Conv2D(channels[-1], 2 * config.latent_channels, 3, dtype, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, 3, H, W] -> [B, 2C, H/s, W/s], mean and log-variance."""
+    def forward(self, x: Tensor, numbers: Tensor | None = None) -> Tensor:
+        """x: [B, 3, H, W] -> [B, 2C, H/s, W/s], mean and log-variance; numbers: as the attention wants them."""
         x = self.conv_in(x)  # [B, width 0, H, W]
         for block in self.down_blocks:
             x = block(x)
-        x = self.mid_block(x)  # [B, last width, H/s, W/s]
+        x = self.mid_block(x, None, numbers)  # [B, last width, H/s, W/s]
         return self.conv_out(self.conv_norm_out(x, silu=True))
 
 
@@ -61,11 +61,11 @@ class Decoder(nn.Layer):
         self.conv_norm_out = norm(config, channels[-1], dtype)
         self.conv_out = Conv2D(channels[-1], config.out_channels, 3, dtype, padding=1)
 
-    def forward(self, x: Tensor, strips: Strips | None = None) -> Tensor:
-        """x: [B, C, H/s, W/s] -> [B, 3, H, W]."""
+    def forward(self, x: Tensor, strips: Strips | None = None, numbers: Tensor | None = None) -> Tensor:
+        """x: [B, C, H/s, W/s] -> [B, 3, H, W]; numbers: as the attention wants them."""
         halo = strips is not None
         x = self.conv_in(x if strips is None else strips.own(x, halo), halo=halo)  # [B, last width, H/s, W/s]
-        x = self.mid_block(x, strips)  # [B, last width, H/s, W/s]
+        x = self.mid_block(x, strips, numbers)  # [B, last width, H/s, W/s]
         for block in self.up_blocks:
             x = block(x, strips)
         x = self.conv_out(activated(self.conv_norm_out, x, strips), halo=halo)  # [B, 3, H, W]
@@ -122,13 +122,14 @@ class VAE(MapLayer):
         """The same as `decode`."""
         return self.decode(latents)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, numbers: Tensor | None = None) -> Tensor:
         """Returns images [B, 3, H, W] in the model's dtype, -1 to 1 but not clamped.
 
         Args:
             latents: [B, C, H/s, W/s] at the denoiser's scale, any floating dtype.
+            numbers: [B, H/s, W/s] int64, from 0 on, where this is traced; else None.
         """
-        return self._decode(latents, None)
+        return self._decode(latents, None, numbers)
 
     def decode_together(self, latents: Tensor) -> Tensor:
         """The same by all processes of the mesh, which call it with the same latents; each gets all of the images.
@@ -151,25 +152,27 @@ class VAE(MapLayer):
         made += [together(self.decode_together, one) for one in images[world.size * share :]]
         return paddle.concat(made)
 
-    def _decode(self, latents: Tensor, strips: Strips | None) -> Tensor:
+    def _decode(self, latents: Tensor, strips: Strips | None, numbers: Tensor | None = None) -> Tensor:
         """latents: [B, C, H/s, W/s] -> [B, 3, H, W]."""
         z = latents.astype("float32") / self.config.scaling_factor + self.config.shift
         z = self._inner(z.astype(self.dtype))  # [B, C, H/s, W/s]
-        return self._outer(self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z), strips))
+        z = z if self.post_quant_conv is None else self.post_quant_conv(z)
+        return self._outer(self.decoder(z, strips, numbers))
 
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
         """Returns latents [B, C, H/s, W/s] at the denoiser's scale, fp32.
 
         Args:
             images: [B, 3, H, W] from -1 to 1, any floating dtype; H and W are multiples of s.
             noise: [B, C, H/s, W/s] standard normal, for a sample of the posterior; None for its mean.
+            numbers: [B, H/s, W/s] int64, from 0 on, where this is traced; else None.
 
         Raises:
             ConfigError: this autoencoder was made without its encoder.
         """
         if self.encoder is None:
             raise ConfigError("encoder", False, "True: this autoencoder was made to decode only")
-        moments = self.encoder(self._inner(images.astype(self.dtype)))  # [B, 2C, H/s, W/s]
+        moments = self.encoder(self._inner(images.astype(self.dtype)), numbers)  # [B, 2C, H/s, W/s]
         moments = self._outer(moments if self.quant_conv is None else self.quant_conv(moments))
         z, log_variance = moments.astype("float32").chunk(2, axis=1)  # [B, C, H/s, W/s] each
         if noise is not None:

@@ -11,6 +11,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from sd3par import kernels
 from sd3par.layers import Conv2D, GroupNorm, Linear, MapLayer, UpsampleConv2D
 from sd3par.vae.config import VAEConfig
 from sd3par.vae.strips import Strips
@@ -60,12 +61,18 @@ class Attention(MapLayer):
         self.to_v = Linear(channels, channels, dtype)
         self.to_out = nn.LayerList([Linear(channels, channels, dtype)])
 
-    def forward(self, x: Tensor, strips: Strips | None = None) -> Tensor:
-        """x: [B, C, H, W] -> [B, C, H, W]; keys and values of all rows are made on every process."""
+    def forward(self, x: Tensor, strips: Strips | None = None, numbers: Tensor | None = None) -> Tensor:
+        """x: [B, C, H, W] -> [B, C, H, W]; keys and values of all rows are made on every process.
+
+        numbers: [B, H, W] int64, from 0 on: what a program puts positions back by, which does not know their shape.
+        """
         whole = self.group_norm(x if strips is None else strips.whole(x))
         y = self._tokens(whole)  # [B, HW, C]
         own = y if strips is None else self._tokens(strips.own(whole))  # [B, hW, C]
         y = self.to_out[0](self._mix(self.to_q(own) * self.scale, self.to_k(y), self.to_v(y)))  # [B, hW, C]
+        if numbers is not None:
+            y = kernels.take_rows(y.flatten(0, 1), numbers)  # [B, H, W, C]
+            return x + (y if self.channels_last else y.transpose([0, 3, 1, 2]))
         return x + (y if self.channels_last else y.transpose([0, 2, 1])).reshape(x.shape)
 
     def _tokens(self, x: Tensor) -> Tensor:
@@ -95,11 +102,11 @@ class MidBlock(nn.Layer):
         heads = [Attention(config, channels, dtype)] if config.mid_block_add_attention else []
         self.attentions = nn.LayerList(heads)
 
-    def forward(self, x: Tensor, strips: Strips | None = None) -> Tensor:
-        """x: [B, C, H, W] -> [B, C, H, W]."""
+    def forward(self, x: Tensor, strips: Strips | None = None, numbers: Tensor | None = None) -> Tensor:
+        """x: [B, C, H, W] -> [B, C, H, W]; numbers: as the attention wants them."""
         x = self.resnets[0](x, strips)
         for attention in self.attentions:
-            x = attention(x, strips)
+            x = attention(x, strips, numbers)
         return self.resnets[1](x, strips)
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sd3par.config import require
 from sd3par.errors import CheckpointError, ConfigError, shorten
+from sd3par.weights.export_files import Export, is_export
 from sd3par.weights.fill import Component
 from sd3par.weights.folder import CONVERT, DIFFUSERS_STEM, PICKLES, TRANSFORMERS_STEM, open_component
 from sd3par.weights.json_file import read_json
@@ -33,7 +35,10 @@ _SCHEDULER = {"shift": 3.0, "num_train_timesteps": 1000}  # of every SD3 and SD3
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The parts of one model; of the weights only headers were read. A part that is None was dropped from the model."""
+    """The parts of one model; of the weights only headers were read. A part that is None was dropped from the model.
+
+    export: the exported model that these are the configs of; then there are no weights here.
+    """
 
     name: str
     transformer: Component
@@ -45,6 +50,7 @@ class ModelFiles:
     tokenizer_2: Path | None
     tokenizer_3: Path | None
     scheduler: Mapping[str, Any]
+    export: Export | None = None
 
 
 def open_model(
@@ -53,9 +59,9 @@ def open_model(
     """Opens a model.
 
     Args:
-        path: "tiny", a diffusers (or ppdiffusers) folder, a single safetensors file, or "random:sd3-medium" (also
-            sd3.5-medium, sd3.5-large, tiny): that shape with made-up weights. A folder has model_index.json, or
-            transformer/ and vae/ alone: then prompts come as embeddings.
+        path: "tiny", a folder of `sd3par export`, a diffusers (or ppdiffusers) folder, a single safetensors file, or
+            "random:sd3-medium" (also sd3.5-medium, sd3.5-large, tiny): that shape with made-up weights. A diffusers
+            folder has model_index.json, or transformer/ and vae/ alone: then prompts come as embeddings.
         tokenizers: a folder with tokenizer, tokenizer_2 and tokenizer_3 as diffusers has them: single files with text
             encoders need it, for a folder it stands in for the folder's own.
         text_encoder_3: False leaves out T5, which is larger than all the rest.
@@ -66,12 +72,34 @@ def open_model(
             given.
         CheckpointError: a file of the model is missing, broken or of another model.
     """
+    if is_export(path):
+        require(tokenizers is None, "tokenizers", tokenizers, "nothing: an exported model has its own")
+        return open_export(path, text_encoder_3, text_encoders)
     wanted = tuple(part for part in _TEXT if text_encoders and (text_encoder_3 or part != "text_encoder_3"))
     if is_random(path):
         return _open_random(str(path), BUNDLED_FOLDER if tokenizers is None else _tokenizers(tokenizers), wanted)
     place = _locate(path)
     given = None if tokenizers is None else _tokenizers(tokenizers)
     return _open_folder(place, given, wanted) if place.is_dir() else _open_file(place, given, wanted)
+
+
+def open_export(path: str | Path, text_encoder_3: bool = True, text_encoders: bool = True) -> ModelFiles:
+    """Opens what `sd3par export` wrote: configs without tensors, and tokenizers.
+
+    Raises:
+        CheckpointError: no manifest, another format, or a file is missing or of another size.
+    """
+    export = Export.open(path)
+    wanted = tuple(part for part in _TEXT if text_encoders and (text_encoder_3 or part != "text_encoder_3"))
+    texts = [part for part in wanted if part in export.manifest.configs]
+    return _assemble(
+        export.manifest.model,
+        {part: export.component(part) for part in ("transformer", "vae")},
+        {part: export.component(part) for part in texts},
+        {part: _tokenizer(export.folder, _TEXT[part]) for part in texts},
+        export.manifest.scheduler,
+        export,
+    )
 
 
 def open_transformer(path: str | Path) -> Component:
@@ -179,7 +207,7 @@ def _open_file(path: Path, tokenizers: Path | None, wanted: tuple[str, ...]) -> 
 
 def _assemble(
     name: str, models: Mapping[str, Component], texts: Mapping[str, Component], tokenizers: Mapping[str, Path],
-    scheduler: Mapping[str, Any],
+    scheduler: Mapping[str, Any], export: Export | None = None,
 ) -> ModelFiles:  # fmt: skip
     return ModelFiles(
         name=name,
@@ -192,6 +220,7 @@ def _assemble(
         tokenizer_2=tokenizers.get("text_encoder_2"),
         tokenizer_3=tokenizers.get("text_encoder_3"),
         scheduler=dict(scheduler),
+        export=export,
     )
 
 

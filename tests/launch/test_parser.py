@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sd3par import device, pipeline
+from sd3par import device, engine
 from sd3par.config import GenerationRequest
 from sd3par.errors import ConfigError
 from sd3par.launch import cli, flags, worker
@@ -60,7 +60,7 @@ def test_defaults_are_those_of_a_request() -> None:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    assert flags.ENGINES == pipeline.ENGINES
+    assert flags.ENGINES == engine.ENGINES
     assert set(flags.DTYPES) == {"auto", *device.DTYPES}
     assert flags.RANDOM_MODELS == random_model.MODELS
 

@@ -77,6 +77,13 @@ void UnsqueezeKernel(const Context& ctx, const DenseTensor& x, const IntArray&, 
   CopyWhole(ctx, x, out);
 }
 
+// Of a static program, which has no views. Paddle's own kernel for custom devices lacks half precision.
+template <typename T, typename Context>
+void FlattenKernel(const Context& ctx, const DenseTensor& x, int, int, DenseTensor* out) {
+  ctx.template Alloc<T>(out);
+  CopyWhole(ctx, x, out);
+}
+
 template <typename T, typename Context>
 void ExpandKernel(const Context& ctx, const DenseTensor& x, const IntArray& shape, DenseTensor* out) {
   out->Resize(Expanded(x.dims(), shape.GetData()));
@@ -162,6 +169,7 @@ void PixelUnshuffleKernel(const Context& ctx, const DenseTensor& x, int factor, 
 PD_REGISTER_PLUGIN_KERNEL(transpose, nvgpu, ALL_LAYOUT, nvgpu::TransposeKernel, NVGPU_ANY) {}
 PD_REGISTER_PLUGIN_KERNEL(squeeze, nvgpu, ALL_LAYOUT, nvgpu::SqueezeKernel, NVGPU_ANY) {}
 PD_REGISTER_PLUGIN_KERNEL(unsqueeze, nvgpu, ALL_LAYOUT, nvgpu::UnsqueezeKernel, NVGPU_ANY) {}
+PD_REGISTER_PLUGIN_KERNEL(flatten, nvgpu, ALL_LAYOUT, nvgpu::FlattenKernel, nvgpu::bf16, nvgpu::fp16) {}
 PD_REGISTER_PLUGIN_KERNEL(expand, nvgpu, ALL_LAYOUT, nvgpu::ExpandKernel, NVGPU_ANY) {}
 PD_REGISTER_PLUGIN_KERNEL(expand_as, nvgpu, ALL_LAYOUT, nvgpu::ExpandAsKernel, NVGPU_ANY) {}
 PD_REGISTER_PLUGIN_KERNEL(broadcast_tensors, nvgpu, ALL_LAYOUT, nvgpu::BroadcastTensorsKernel, NVGPU_ANY) {}

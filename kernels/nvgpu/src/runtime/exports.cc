@@ -53,6 +53,12 @@ int nvgpu_p2p(int device, int peer, int* can) {
   }));
 }
 
+// change: 1 where static programs are run inside a capture from now on, -1 where no more.
+int nvgpu_skip_waits(int change) {
+  nvgpu::SkipWaits(change);
+  return 0;
+}
+
 // version: as the library counts. why: empty, or what keeps the library from being opened.
 int nvgpu_library(const char* library, long* version, char* why, size_t size) {
   *version = 0;

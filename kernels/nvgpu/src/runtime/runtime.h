@@ -59,6 +59,10 @@ class RelaxedCapture {
 // Waits for the work of all streams that Paddle made on `device`, other than those that a graph is captured from.
 void WaitForStreams(int device);
 
+// Lets waits for a stream, and records of events on it, return at once while a graph is captured from it, as long as
+// changes add up to more than 0.
+void SkipWaits(int change);
+
 // CUDA graphs, captured or instantiated, that are not destroyed yet.
 int LiveGraphs();
 

@@ -1,0 +1,96 @@
+"""How the ranks of a program hand each other what they compute: it does not know how many tokens there are.
+
+What eager code cuts and joins by lengths is done here by numbers of rows, which come with every request. Each stream
+has a collective of its own: a static program has no views, so cutting one buffer into streams would copy both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from sd3par import kernels
+from sd3par.attention import windows
+from sd3par.kernels import Product
+from sd3par.padding import merge
+from sd3par.plan import WeightPlan
+from sd3par.static.mesh import TracedMesh
+from sd3par.sums import Branch, GatedBranches, Sums
+
+
+class Numbers(NamedTuple):
+    """What takes the place of `Tokens` where a program is traced.
+
+    join: [R, T] int64, where each token of all stands among the shards of all sp ranks, [sp * R * size];
+    split: [sp, R, size] int64, the token of all, [R * T], that each place of each shard holds, any one for padding.
+    """
+
+    join: Tensor | None = None
+    split: Tensor | None = None
+    size: int = -1  # not known
+
+
+class TracedExchange:
+    """`SequenceExchange` in a program."""
+
+    def __init__(self, mesh: TracedMesh, plan: WeightPlan) -> None:
+        self.mesh, self.axis = mesh, mesh.sp
+        self.widths = [len(heads) * plan.head_dim for heads in plan.groups]
+        # The CPU's collectives want tensors of all ranks alike, and mp ranks may have different numbers of heads.
+        alike = replace(plan, mp_rank=0) if mesh.cpu else plan
+        self.room = len(alike.groups[0]) * plan.head_dim
+
+    def project(self, projections: list[Product], tokens: Sequence[Any]) -> list[Tensor]:
+        """Products over this rank's tokens -> [R, total, 3 * heads * hd] each: q, k, v of this sp rank's heads.
+
+        tokens: `Numbers` of each.
+        """
+        segments = kernels.linears(projections)  # [R, size, 3 * inner]
+        if self.axis.size == 1:
+            return segments
+        return [self._to_heads(x, one) for x, one in zip(segments, tokens, strict=True)]
+
+    def attend(self, together: list[list[Tensor]], tokens: Sequence[Any]) -> list[Tensor]:
+        """Attention within each list of [R, total, 3, heads, hd] -> [R, size, inner] of each, of this mp rank's heads.
+
+        tokens: `Numbers` of all segments, list after list.
+        """
+        mixed = [x for segments in together for x in kernels.attention(segments)]  # [R, total, heads * hd]
+        if self.axis.size == 1:
+            return mixed
+        return [self._to_tokens(x, one) for x, one in zip(mixed, tokens, strict=True)]
+
+    def _to_heads(self, x: Tensor, tokens: Numbers) -> Tensor:
+        """x: [R, size, 3 * inner] -> [R, total, 3 * heads * hd]."""
+        widths = [3 * width for width in self.widths]
+        parts, start = windows(x, widths, self.axis.rank)  # [sp, R, size, 3 * widest]
+        parts = self.mesh.all_to_all(self.axis, _pad(parts, 3 * self.room))  # part j from rank j
+        parts = parts[..., start : start + widths[self.axis.rank]]
+        return kernels.take_rows(parts.flatten(0, 2), tokens.join)
+
+    def _to_tokens(self, x: Tensor, tokens: Numbers) -> Tensor:
+        """x: [R, total, heads * hd] -> [R, size, inner]."""
+        parts = kernels.take_rows(x.flatten(0, 1), tokens.split)  # [sp, R, size, heads * hd]
+        parts = self.mesh.all_to_all(self.axis, _pad(parts, self.room))
+        return merge(parts[..., : self.widths[0]], self.widths)
+
+
+def _pad(x: Tensor, width: int) -> Tensor:
+    """x: [..., up to width], four axes -> [..., width], zeros behind."""
+    missing = width - x.shape[-1]
+    return F.pad(x, [0, missing, 0, 0]) if missing else x
+
+
+class TracedSums(Sums):
+    """`Sums` in a program."""
+
+    def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
+        """Returns the sum of each over mp."""
+        values = self._values(branches)
+        if len(values) == 2 and isinstance(self.mesh, TracedMesh):
+            return list(self.mesh.all_reduce_two(self.mesh.mp, *values))
+        return [self.mesh.all_reduce(self.mesh.mp, value) for value in values]

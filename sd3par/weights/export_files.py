@@ -1,0 +1,78 @@
+"""An exported folder, opened: what it is for. Its programs are loaded by `sd3par.static`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from sd3par.config import ParallelConfig
+from sd3par.errors import CheckpointError
+from sd3par.weights.fill import Component
+from sd3par.weights.manifest import EXPORT, MANIFEST, Manifest
+
+log = logging.getLogger(__name__)
+
+
+class NoTensors:
+    """Stands in for a checkpoint: an export has parameters for its programs alone."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns that there are none."""
+        return {}
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> Any:
+        """Raises CheckpointError."""
+        raise CheckpointError(f"{self.where}: {name}", "no such tensor", "a checkpoint: this is an export")
+
+
+def is_export(path: object) -> bool:
+    """Returns whether a caller who names `path` as the model names an exported folder."""
+    try:
+        return isinstance(path, (str, Path)) and (Path(path).expanduser() / MANIFEST).is_file()
+    except (OSError, RuntimeError, ValueError):  # what no path can be
+        return False
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported folder whose files are all there."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Export:
+        """Opens a folder; of the files only the manifest is read.
+
+        Raises:
+            CheckpointError: no manifest, another format, or a file is missing or of another size.
+        """
+        folder = Path(path).expanduser()
+        manifest = Manifest.read(folder)
+        manifest.check_present(folder)
+        if manifest.paddle != paddle.__version__:
+            log.warning("%s was exported with Paddle %s, this is %s", folder, manifest.paddle, paddle.__version__)
+        return cls(folder, manifest)
+
+    def check(self, parallel: ParallelConfig, kind: str, dtype: str) -> None:
+        """Raises ConfigError unless it is for a mesh and a kind of device; dtype: what was asked for, or auto."""
+        self.manifest.check_device(kind, dtype)
+        self.manifest.check_mesh(parallel)
+
+    def component(self, name: str) -> Component:
+        """Returns a part of the model: its config.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if name not in self.manifest.configs:
+            raise CheckpointError(self.folder / MANIFEST, f"no config of the {name}", EXPORT)
+        where = f"{self.folder} ({name})"
+        return Component(self.manifest.configs[name], where, NoTensors(where))

@@ -1,0 +1,53 @@
+"""Exports of the bundled model's shape, and requests to them: shared by the tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sd3par.config import ParallelConfig
+from sd3par.weights import ModelFiles, open_model
+from sd3par.weights.manifest import Limits
+
+LIMITS = Limits(side=256, images=4, text=128)
+_BASE: dict[str, Any] = dict(num_inference_steps=2, seed=3, progress=False, output_type="latent")
+# Five shapes: token numbers that no mesh divides, one picture and several, with guidance and without, image-to-image.
+CASES: dict[str, dict[str, Any]] = {
+    "two images": dict(prompt="a star", num_images_per_prompt=2, height=48, width=112, max_sequence_length=77),
+    "four prompts": dict(prompt=["a", "b red", "c", "d green"], height=48, width=48, max_sequence_length=33),
+    "no guidance": dict(prompt=["a circle", "b", "c", "d"], guidance_scale=1.0, height=80, width=48),
+    "one": dict(prompt="a red circle", height=64, width=80, guidance_scale=3.0, max_sequence_length=5),
+    "own size": dict(prompt=["a circle", "b"], negative_prompt="blurry", max_sequence_length=17),
+}
+
+
+def options(name: str) -> dict[str, Any]:
+    """Returns the arguments of a case."""
+    return dict(max_sequence_length=64) | _BASE | CASES[name]
+
+
+def start() -> np.ndarray:
+    """Returns a picture to begin with, [64, 80, 3] uint8."""
+    return np.arange(64 * 80 * 3).reshape(64, 80, 3).astype(np.uint8)
+
+
+def write(folder: Path, parallel: ParallelConfig = ParallelConfig(), trained: bool = False) -> Path:
+    """Exports the bundled model, with its own weights or random ones, for the CPU; returns the folder."""
+    from sd3par.static.export import Target, export  # not above: a process without the model's code reads this file
+
+    export(files(trained), folder, Target(parallel, "float32", "cpu"), LIMITS)
+    return folder
+
+
+def files(trained: bool) -> ModelFiles:
+    """Returns what is exported: random weights do not magnify rounding as trained ones with guidance do."""
+    from tests.pipeline_cases import random_files
+
+    return open_model("tiny") if trained else random_files()
+
+
+def name_of(parallel: ParallelConfig) -> str:
+    """Returns the name of a mesh's export."""
+    return f"dp{parallel.dp}-mp{parallel.mp}-sp{parallel.sp}"

@@ -1,0 +1,184 @@
+"""Operators of programs for GPUs: what is traced, what they launch, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import paddle
+import pytest
+
+from sd3par import ConfigError
+from sd3par.kernels import linear_hopper_tiles as tiles
+from sd3par.kernels import runtime, static
+from sd3par.kernels.attention_hopper_split import planned, programs_of
+from sd3par.kernels.linear_hopper import SHAPES
+from sd3par.kernels.linear_hopper_tiles import Rectangle, choose
+from sd3par.kernels.static import build, library, table
+from tests.static.operator_cases import CASES, MAPS, MODEL, save
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=f"needs Triton {runtime.TESTED}"),
+    pytest.mark.timeout(600),  # what is built is kept, the first time takes a minute
+    pytest.mark.xdist_group("nvgpu"),
+]
+slow = pytest.mark.slow
+NAME = re.compile(r'"#":"\d+\.(sd3par_[a-z_0-9]+)"')
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the dry device's driver."""
+    folder = tmp_path_factory.mktemp("driver")
+    source = str(Path(__file__).parent / "dry_cuda.cc")
+    subprocess.run(["g++", "-shared", "-fPIC", source, "-o", str(folder / "libcuda.so.1")], check=True)
+    return folder
+
+
+def run(module: str, plugin: Path, driver: Path, folder: Path, **variables: str) -> dict:
+    """What a module prints on the dry device."""
+    environment = {
+        **os.environ, "CUSTOM_DEVICE_ROOT": str(plugin), "LD_LIBRARY_PATH": str(driver), "GLOG_minloglevel": "2",
+        "DRY_LAUNCHES": str(folder / "launches"), "FLAGS_enable_api_kernel_fallback": "0", **variables,
+    }  # fmt: skip
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.static.{module}", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@slow
+def test_programs_launch_what_eager_code_does(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
+    """The same kernels with the same constants, grids and values, inputs and results at the same places."""
+    found = run("launched", dry_plugin, driver, tmp_path)
+    assert found["wrong"] == {}
+    assert found["checked"] == 2 * len(CASES)
+    assert [name for name, count in found["launches"].items() if count == 0] == ["linear"]  # cuBLASLt's
+
+
+@slow
+def test_a_recorded_step_is_eager_codes_in_memory_of_its_own(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
+    """The same launches; no tensor made later lies where the recording works."""
+    found = run("recorded", dry_plugin, driver, tmp_path)
+    assert found["launches"] == found["eager"] > 8
+    assert found["taken"] == 0 and found["addresses"] > 8
+    assert found["alike"]
+
+
+@slow
+def test_collectives_of_programs_run_and_are_recorded(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
+    """In bfloat16, by a group that the process made; one that is not there is an error in words."""
+    environment = {**os.environ, "CUSTOM_DEVICE_ROOT": str(dry_plugin), "LD_LIBRARY_PATH": str(driver),
+                   "GLOG_minloglevel": "2", "NVGPU_DRY_DEVICES": "2"}  # fmt: skip
+    script = [str(Path(__file__).parent / "sent.py"), str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--devices", "0,1"]
+    done = subprocess.run(
+        [*command, "--log_dir", str(tmp_path), *script], cwd=ROOT, env=environment, capture_output=True
+    )
+    said = [(tmp_path / f"workerlog.{rank}").read_text(encoding="utf-8") for rank in range(2)]
+    assert done.returncode == 0, said
+    size = "paddle.Size"
+    for text in said:
+        ran, recorded, missing = text.splitlines()[-3:]
+        assert ran == f"[({size}([2, 3, 8]), True), ({size}([3, 8]), True)]"
+        assert recorded == f"[{size}([2, 3, 8]), {size}([3, 8])]"
+        assert "sd3par operators: no group of ranks has the number 4711" in missing
+
+
+@slow
+def test_a_gpu_without_kernels_is_refused(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
+    static.write_operators(tmp_path, "bfloat16", [90], MODEL, maps=MAPS)
+    code = f"""
+from pathlib import Path
+import paddle
+from sd3par import ConfigError
+from sd3par.kernels import static
+paddle.set_device("nvgpu:0")
+try:
+    static.load_operators(Path({str(tmp_path)!r}))
+except ConfigError as error:
+    print(error)
+"""
+    environment = {**os.environ, "CUSTOM_DEVICE_ROOT": str(dry_plugin), "LD_LIBRARY_PATH": str(driver),
+                   "GLOG_minloglevel": "2", "DRY_ARCHITECTURE": "86"}  # fmt: skip
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "GPU: got sm_86; allowed: an architecture that the export has kernels for\n"
+
+
+def test_plans_are_those_of_eager_code() -> None:
+    library.register(build.library())
+    numbers = random.Random(0)
+    for _ in range(5000):
+        tiles, blocks, programs = numbers.randint(1, 4000), numbers.randint(1, 130), numbers.choice((78, 114, 132))
+        plan = planned(tiles, blocks, programs)
+        wanted = (*plan, programs_of(plan, tiles, programs))
+        assert library.planned(tiles, blocks, programs) == wanted, (tiles, blocks, programs)
+
+
+def test_tiles_of_two_products_are_those_of_eager_code() -> None:
+    library.register(build.library())
+    numbers = random.Random(0)
+    for _ in range(60):
+        rows, programs = [numbers.randint(1, 2600), numbers.randint(1, 700)], numbers.choice((78, 114, 132))
+        terms, columns = 64 * numbers.randint(1, 96), 64 * numbers.choice((1, 3, 24, 36, 72, 96))
+        whole = [Rectangle(stream, 0, count, 0, columns, 0, columns) for stream, count in enumerate(rows)]
+        shape = choose(whole, terms // 64, SHAPES, programs)
+        wanted = tiles.table(whole, terms // 64, columns, shape, programs)
+        found = library.tiles(rows, terms, columns, programs)
+        assert found == wanted.flatten().tolist(), (rows, terms, columns, programs)
+
+
+def test_programs_hold_operators_and_nothing_of_the_copies_that_views_would_be(tmp_path: Path) -> None:
+    """Lengths stay open; slices, their parts and reshapes are looked through."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(("sd3par", "tests."))]
+    paddle.jit.ignore_module(modules)
+    with static.tracing("bfloat16", [90]):
+        for number, case in enumerate(CASES):
+            save(case, tmp_path / str(number), "bfloat16")
+    texts = [(tmp_path / f"{number}.json").read_text() for number in range(len(CASES))]
+    found = {case.name: NAME.findall(text) for case, text in zip(CASES, texts, strict=True)}
+    assert found["norms"] == ["sd3par_adaln_2"] and found["two norms of sums"] == ["sd3par_adaln_5"]
+    assert found["attention"] == ["sd3par_attention_2"]
+    assert found["convolutions"] == ["sd3par_conv3x3"] * 2
+    assert found.pop("linear") == [] and all(found.values())
+    copies = [case.name for case, text in zip(CASES, texts, strict=True) if re.search(r"\.(slice|unbind)\"", text)]
+    assert copies == [] and not any('.reshape"' in text for text in texts[:8])
+
+
+def test_references_are_traced_outside(tmp_path: Path) -> None:
+    save(CASES[2], tmp_path / "program", "float32")
+    assert NAME.findall((tmp_path / "program.json").read_text()) == []
+
+
+@pytest.mark.parametrize(("dtype", "architectures"), [("int8", [90]), ("bfloat16", [75]), ("bfloat16", [])])
+def test_what_there_are_no_kernels_for_is_refused(dtype: str, architectures: list[int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        static.write_operators(tmp_path, dtype, architectures, MODEL)
+    with pytest.raises(ConfigError), static.tracing(dtype, architectures):
+        pass
+
+
+def test_files_that_are_missing_or_of_another_version_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=build.LIBRARY):
+        static.load_operators(tmp_path)
+    shutil.copyfile(build.library(), tmp_path / build.LIBRARY)
+    (tmp_path / build.KERNELS).write_text(f"{table.MAGIC} {table.VERSION + 1} 0\n")
+    with pytest.raises(ConfigError, match=f"{build.KERNELS} is of version 2; this library reads 1"):
+        static.load_operators(tmp_path)
+
+
+def test_a_program_for_a_gpu_says_so_on_the_cpu() -> None:
+    library.register(build.library())
+    x = paddle.zeros([1, 3, 64])
+    with pytest.raises(RuntimeError, match="exported for a GPU, and its tensors are on"):
+        paddle._C_ops._run_custom_op("sd3par_gated_sum", x, x, [x[:, 0]], [0, 0, 0, 0])
