@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,17 @@ LIMITS = Limits(side=256, images=4, text=128)
 _BASE: dict[str, Any] = dict(num_inference_steps=2, seed=3, progress=False, output_type="latent")
 # Five shapes: token numbers that no mesh divides, one picture and several, with guidance and without, image-to-image.
 CASES: dict[str, dict[str, Any]] = {
-    "two images": dict(prompt="a star", num_images_per_prompt=2, height=48, width=112, max_sequence_length=77),
-    "four prompts": dict(prompt=["a", "b red", "c", "d green"], height=48, width=48, max_sequence_length=33),
-    "no guidance": dict(prompt=["a circle", "b", "c", "d"], guidance_scale=1.0, height=80, width=48),
+    "two images": dict(
+        prompt="a star", num_inference_steps=1, num_images_per_prompt=2, height=48, width=112, max_sequence_length=77
+    ),
+    "four prompts": dict(
+        prompt=["a", "b red", "c", "d green"], num_inference_steps=1, height=48, width=48, max_sequence_length=33
+    ),
+    "no guidance": dict(
+        prompt=["a circle", "b", "c", "d"], num_inference_steps=1, guidance_scale=1.0, height=80, width=48
+    ),
     "one": dict(prompt="a red circle", height=64, width=80, guidance_scale=3.0, max_sequence_length=5),
-    "own size": dict(prompt=["a circle", "b"], negative_prompt="blurry", max_sequence_length=17),
+    "own size": dict(prompt=["a circle", "b"], num_inference_steps=1, negative_prompt="blurry", max_sequence_length=17),
 }
 
 
@@ -41,6 +48,7 @@ def write(folder: Path, parallel: ParallelConfig = ParallelConfig(), trained: bo
     return folder
 
 
+@functools.cache
 def files(trained: bool) -> ModelFiles:
     """Returns what is exported: random weights do not magnify rounding as trained ones with guidance do."""
     from tests.pipeline_cases import random_files
