@@ -55,13 +55,18 @@ def planned(tiles: int, blocks: int, programs: int) -> tuple[int, int, int, int]
     return tuple(found)  # type: ignore[return-value]
 
 
-def tiles(rows: list[int], terms: int, columns: int, programs: int) -> list[int]:
-    """Returns the numbers of the table of tiles as the library makes it, for products [M, terms] x [terms, columns]."""
+def tiles(streams: list[list[tuple[int, int, int]]], terms: int, columns: int, programs: int) -> list[int]:
+    """Returns the numbers of the table of tiles as the library makes it, for products [M, terms] x [terms, columns].
+
+    streams: of each product its rectangles of whole rows: first row, rows, and where they go.
+    """
     room = 1 << 20
-    found, given = (ctypes.c_int64 * room)(), (ctypes.c_int64 * len(rows))(*rows)
-    count = map(ctypes.c_int64, (len(rows), terms, columns, programs))
+    numbers = [number for stream in streams for rectangle in stream for number in rectangle]
+    found, given = (ctypes.c_int64 * room)(), (ctypes.c_int64 * len(numbers))(*numbers)
+    counts = (ctypes.c_int64 * len(streams))(*map(len, streams))
+    sizes = map(ctypes.c_int64, (len(streams), terms, columns, programs))
     _loaded[0].sd3par_tiles.restype = ctypes.c_int64
-    return list(found[: _loaded[0].sd3par_tiles(given, *count, found, ctypes.c_int64(room))])
+    return list(found[: _loaded[0].sd3par_tiles(given, counts, *sizes, found, ctypes.c_int64(room))])
 
 
 def _call(name: str, *arguments: object) -> None:

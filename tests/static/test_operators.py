@@ -125,17 +125,34 @@ def test_plans_are_those_of_eager_code() -> None:
         assert library.planned(tiles, blocks, programs) == wanted, (tiles, blocks, programs)
 
 
-def test_tiles_of_two_products_are_those_of_eager_code() -> None:
+@pytest.mark.parametrize("cuts", [1, 2, 4, 8])
+def test_tiles_of_two_products_are_those_of_eager_code(cuts: int) -> None:
+    """Each product's results whole, or its rows cut among peers."""
     library.register(build.library())
-    numbers = random.Random(0)
-    for _ in range(60):
-        rows, programs = [numbers.randint(1, 2600), numbers.randint(1, 700)], numbers.choice((78, 114, 132))
+    numbers = random.Random(cuts)
+    for _ in range(30):
+        rows, programs = [numbers.randint(8, 2600), numbers.randint(8, 700)], numbers.choice((78, 114, 132))
         terms, columns = 64 * numbers.randint(1, 96), 64 * numbers.choice((1, 3, 24, 36, 72, 96))
-        whole = [Rectangle(stream, 0, count, 0, columns, 0, columns) for stream, count in enumerate(rows)]
-        shape = choose(whole, terms // 64, SHAPES, programs)
-        wanted = tiles.table(whole, terms // 64, columns, shape, programs)
-        found = library.tiles(rows, terms, columns, programs)
+        streams = [
+            [one._replace(stream=i) for one in split(count, cuts, columns, numbers)] for i, count in enumerate(rows)
+        ]
+        shape = choose([one for stream in streams for one in stream], terms // 64, SHAPES, programs)
+        wanted = tiles.table([one for stream in streams for one in stream], terms // 64, columns, shape, programs)
+        given = [[(one.row, one.rows, one.address) for one in stream] for stream in streams]
+        found = library.tiles(given, terms, columns, programs)
         assert found == wanted.flatten().tolist(), (rows, terms, columns, programs)
+
+
+def split(rows: int, parts: int, columns: int, numbers: random.Random) -> list[Rectangle]:
+    """A stream's rectangles, relative to the first."""
+    size = -(-rows // parts)
+    edges = [min(i * size, rows) for i in range(parts + 1)]
+    addresses = [0, *(16 * numbers.randint(-(1 << 40), 1 << 40) for _ in range(parts - 1))]
+    return [
+        Rectangle(0, a, b - a, 0, columns, address, columns)
+        for a, b, address in zip(edges, edges[1:], addresses, strict=False)
+        if b > a
+    ]
 
 
 def test_programs_hold_operators_and_nothing_of_the_copies_that_views_would_be(tmp_path: Path) -> None:

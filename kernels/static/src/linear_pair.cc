@@ -27,7 +27,9 @@ Table TableFor(const Gpu& gpu, const std::vector<std::int64_t>& rows, std::int64
   std::lock_guard<std::mutex> hold(lock);
   Table& found = (*known)[{gpu.device(), rows, terms, columns}];
   if (found.lines == 0) {
-    auto made = TilesOf(rows, terms, columns, gpu.processors());
+    std::vector<Rectangles> streams;
+    for (auto count : rows) streams.push_back({{0, count, 0}});
+    auto made = TilesOf(streams, terms, columns, gpu.processors());
     auto size = made.lines.size() * sizeof(made.lines[0]);
     Address lines = 0;
     Must(Cuda().cuMemAlloc(&lines, size), "cuMemAlloc");
