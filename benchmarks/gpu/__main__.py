@@ -27,7 +27,7 @@ from benchmarks.record import Run
 from sd3par.config import TRANSPORTS
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("ops", "kernels", "bandwidth", "picture", "attention", "peers", "decode", "models")
+PARTS = ("ops", "kernels", "bandwidth", "picture", "attention", "peers", "decode", "models", "static")
 
 
 def mesh(text: str) -> dict[str, int]:
@@ -154,6 +154,25 @@ def models(options: argparse.Namespace, run: Run) -> bool:
     return right
 
 
+def static(options: argparse.Namespace, run: Run) -> bool:
+    """Measures exported models beside the same models as they are, on every mesh."""
+    right = True
+    for model in options.models:
+        for sizes in options.meshes:
+            world, name = 1, ",".join(f"{axis}{size}" for axis, size in sizes.items()) or "one"
+            for size in sizes.values():
+                world *= size
+            with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+                start = launched_on(world, Path(scratch)) if world > 1 else []
+                flags = ["--meshes", name, "--sizes", *map(str, options.sizes), "--steps", str(options.steps),
+                         "--repeats", str(options.repeats), "--scratch", scratch]  # fmt: skip
+                script = str(ROOT / "benchmarks" / "gpu" / "static.py")
+                rows, ended = read([sys.executable, *start, script, model, *flags], options.limit)
+            write(run, rows, {})
+            right &= ended
+    return right
+
+
 def python(module: str) -> list[str]:
     """Returns the command that runs a module of this package."""
     return [sys.executable, "-W", "ignore", "-m", f"benchmarks.gpu.{module}"]
@@ -240,7 +259,7 @@ def main() -> int:
     right = True
     together = {
         "models": models, "attention": attention,
-        "peers": on_all("peers.py"), "decode": on_all("decode.py"),
+        "static": static, "peers": on_all("peers.py"), "decode": on_all("decode.py"),
     }  # fmt: skip
     for part in options.parts:
         if part in together:

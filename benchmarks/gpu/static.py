@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu.static [MODEL] [--sizes 1024 512]
     python -m paddle.distributed.launch --devices 0,1 benchmarks/gpu/static.py --meshes mp2 dp2
+    python -m benchmarks.gpu --parts static --meshes one dp2 mp2    # the same, rows into benchmarks/results
 
 One process for each GPU. On each mesh rank 0 exports the transformer and the autoencoder with made-up weights, then all
 ranks load what it wrote, with the code of the model standing beside: engines static, graph and eager take turns in one
@@ -20,10 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import paddle
+from safetensors.paddle import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:1] = [str(ROOT)]  # the launcher starts this file as a script
@@ -39,10 +42,13 @@ from sd3par.launch.bench.timing import embeds, seconds  # noqa: E402
 from sd3par.scheduler import schedule  # noqa: E402
 from sd3par.static.export import Target, export  # noqa: E402
 from sd3par.static.write import PARAMETERS  # noqa: E402
+from sd3par.weights.folder import DIFFUSERS_STEM  # noqa: E402
 from sd3par.weights.manifest import Limits  # noqa: E402
 
 RANK = int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 TEXT_TOKENS, GUIDANCE = 333, 7.0
+COLLECTIVE = "graph collective"  # by the collectives that programs have too, where ranks could store to each other
+ENGINES = ("static", "graph", COLLECTIVE, "eager", "eager static")
 
 
 def load(model: str | Path, parallel: ParallelConfig, dtype: str = "auto") -> tuple[SD3Pipeline, float]:
@@ -102,8 +108,11 @@ def rows(options: argparse.Namespace, parallel: ParallelConfig, folder: Path) ->
         written = write(options, parallel, folder, card) if RANK == 0 else {}
         mesh.meet("exported")
     exported, load_s = load(folder, parallel)
-    yield {"bench": "export", **common, **written, "load_s": load_s, "load_made_up_s": load_own}
+    yield {"bench": "static", "what": "export", **common, **written, "load_s": load_s, "load_made_up_s": load_own}
     engines = {"static": exported, "graph": own, "eager": own, "eager static": exported}
+    if own.transformer.transport == "peer" and COLLECTIVE in options.engines:
+        engines[COLLECTIVE], _ = load(f"random:{options.model}", replace(parallel, transport="collective"))
+    engines = {name: engines[name] for name in options.engines if name in engines}
     for px in options.sizes:
         found = {}
         for engine, pipe in engines.items():
@@ -114,10 +123,45 @@ def rows(options: argparse.Namespace, parallel: ParallelConfig, folder: Path) ->
             if px in wanted:
                 row["error"] = relative(found[engine], wanted[px])
             yield {"bench": "static", **common, "height": px, "width": px, **row}
-        yield {"bench": "static", **common, "height": px, "width": px, "engine": "static against eager",
-               "difference": relative(found["static"], found["eager"])}  # fmt: skip
-    for pipe in (own, exported):
+        other = "eager" if "eager" in found else "graph"
+        yield {"bench": "static", **common, "height": px, "width": px, "engine": f"static against {other}",
+               "difference": relative(found["static"], found[other])}  # fmt: skip
+    for pipe in engines.values():
         use(pipe, "eager")  # gives recordings back
+    if options.checkpoint and parallel.world == 1:
+        yield from ({"bench": "static", "what": "start", **common, **row} for row in starts(options, own, folder))
+
+
+def starts(options: argparse.Namespace, own: SD3Pipeline, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yields seconds of loading the export and a checkpoint with the same weights, and of each one's first picture.
+
+    Both files were read or written just before; kernels are compiled, and libraries are up.
+    """
+    px = options.sizes[0]
+    request = GenerationRequest(None, height=px, width=px, num_inference_steps=options.steps, guidance_scale=GUIDANCE)
+    checkpoint = folder.with_name(f"{folder.name}-checkpoint")
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    try:
+        save(own.files, checkpoint, own.transformer.dtype)
+        for name, path in (("export", folder), ("checkpoint", checkpoint)):
+            pipe, load_s = load(path, ParallelConfig())
+            first_s = seconds(pipe, request, 1, TEXT_TOKENS, 0)[1]
+            yield {"start": name, "height": px, "width": px, "load_s": load_s, "first_image_s": first_s,
+                   "start_s": load_s + first_s}  # fmt: skip
+            use(pipe, "eager")
+            del pipe
+    finally:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def save(files: weights.ModelFiles, folder: Path, dtype: str) -> None:
+    """Writes the transformer and the autoencoder of a model as diffusers does, in a dtype."""
+    for name in ("transformer", "vae"):
+        component, part = getattr(files, name), folder / name
+        part.mkdir(parents=True)
+        (part / "config.json").write_text(json.dumps(component.config), encoding="utf-8")
+        tensors = {key: component.checkpoint.read(key).astype(dtype).cpu() for key in component.checkpoint.shapes()}
+        save_file(tensors, str(part / f"{DIFFUSERS_STEM}.safetensors"))
 
 
 def references(options: argparse.Namespace) -> dict[int, paddle.Tensor]:
@@ -137,17 +181,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--warm_ups", type=int, default=3, help="calls that do not count")
+    parser.add_argument("--engines", nargs="*", default=ENGINES, choices=ENGINES)
+    parser.add_argument("--checkpoint", action="store_true", help="start-up beside a checkpoint's too, on one process")
     parser.add_argument("--side", type=int, default=1024, help="largest side of the export, in pixels")
     parser.add_argument("--arch", type=int, nargs="*", default=[90])
     parser.add_argument("--fp32", action="store_true", help="errors relative to fp32 too, on one process")
     parser.add_argument("--scratch", type=Path, help="folder for exports, of 4 GB each; the same on all ranks")
     options = parser.parse_args()
+    common = {"model": options.model, "images": 1, "text_tokens": TEXT_TOKENS, "guidance": GUIDANCE,
+              "steps": options.steps, "who": "sd3par"}  # fmt: skip
     for parallel in options.meshes:
         folder = (options.scratch or Path(tempfile.gettempdir())) / f"sd3par-static-{name_of(parallel)}"
         try:
-            for row in rows(options, ParallelConfig(parallel.dp, parallel.mp, parallel.sp, options.transport), folder):
-                say({**row, "model": options.model, "images": 1, "text_tokens": TEXT_TOKENS, "guidance": GUIDANCE,
-                     "who": "sd3par"})  # fmt: skip
+            for row in rows(options, replace(parallel, transport=options.transport), folder):
+                say({**row, **common})
         finally:
             if RANK == 0:
                 shutil.rmtree(folder, ignore_errors=True)
