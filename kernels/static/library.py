@@ -48,6 +48,16 @@ def check_device() -> None:
     require(bool(has.value), "GPU", f"sm_{major}{minor}", "an architecture that the export has kernels for")
 
 
+def tell_peers(rank: int, size: int, flags: int, targets: int) -> None:
+    """Tells operators of the group of ranks that store to each other's memory: addresses of their meeting's tensors."""
+    _loaded[0].sd3par_peers(*map(ctypes.c_int64, (rank, size, flags, targets)))
+
+
+def tell_pool(which: int, bases: tuple[int, ...], room: int) -> None:
+    """Tells operators where all ranks have a pool of shared memory, `room` numbers each; which: as in src/peers.h."""
+    _loaded[0].sd3par_peer_pool(c_int(which), (ctypes.c_int64 * len(bases))(*bases), ctypes.c_int64(room))
+
+
 def planned(tiles: int, blocks: int, programs: int) -> tuple[int, int, int, int]:
     """Returns attention's plan as the library makes it, and how many programs have something to do."""
     found = (ctypes.c_int64 * 4)()

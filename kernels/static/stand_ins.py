@@ -12,7 +12,7 @@ from typing import NamedTuple
 import paddle
 
 from sd3par.config import ModelConfig
-from sd3par.kernels.adaln import Stream, adaln_triton
+from sd3par.kernels.adaln import Copies, Stream, adaln_triton
 from sd3par.kernels.attention import attention_triton
 from sd3par.kernels.attention_hopper import HEAD_DIM, attention_hopper
 from sd3par.kernels.conv import conv3x3_triton, upsample_conv3x3_triton
@@ -21,6 +21,7 @@ from sd3par.kernels.group_norm_silu import PARTS, TILE, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_triton
 from sd3par.kernels.linear import Product
 from sd3par.kernels.linear_hopper import SHAPES, Rectangle, linear_hopper
+from sd3par.kernels.meet import meet_triton
 from sd3par.kernels.patch_embed import patch_embed_triton
 from sd3par.kernels.qkv import split_heads_triton
 from sd3par.kernels.runtime import next_power_of_2
@@ -43,13 +44,14 @@ class Maps(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What to compile: for tensors of `dtype`, capabilities of GPUs, a transformer, heads of ranks, maps or none."""
+    """What to compile: for tensors of `dtype`, capabilities of GPUs, a transformer, heads of ranks, maps or none, peers."""
 
     dtype: str
     architectures: tuple[int, ...]
     model: ModelConfig
     heads: tuple[int, ...]
     maps: Maps | None
+    peers: int = 0
 
 
 def call_all(order: Order, architecture: int) -> None:
@@ -58,6 +60,8 @@ def call_all(order: Order, architecture: int) -> None:
     _call_norms(model, zeros)
     if architecture // 10 == 9:
         _call_pairs(zeros)
+    if order.peers:
+        _call_peers(model, order.peers, zeros)
     for heads in order.heads:
         _call_attention(model, heads, architecture, zeros)
     _call_ends(model, zeros)
@@ -90,6 +94,17 @@ def _call_pairs(zeros: partial[paddle.Tensor]) -> None:
     for gelu in (False, True):
         for shape in SHAPES:
             linear_hopper([product] * 2, rectangles, gelu, shape)
+
+
+def _call_peers(model: ModelConfig, peers: int, zeros: partial[paddle.Tensor]) -> None:
+    """Norms stored to all ranks, of sums of their parts, and meetings."""
+    image, text = zeros([_ROWS, _IMAGE, model.dim]), zeros([_ROWS, _TEXT, model.dim])
+    parts = [zeros([peers, *x.shape]) for x in (image, text)]
+    vector, addresses = zeros([_ROWS, 3, model.dim])[:, 1], paddle.zeros([peers], dtype="int64")
+    once, outs = ((vector, vector),), [[Copies(addresses, peers * x.shape[1] * model.dim)] for x in (image, text)]
+    adaln_triton([Stream(image, None, None, once), Stream(text, None, None, once)], outs)
+    adaln_triton([Stream(image, parts[0], vector, once), Stream(text, parts[1], vector, once)], outs)
+    meet_triton(paddle.zeros([peers + 1], dtype="int32"), addresses)
 
 
 def _call_attention(model: ModelConfig, heads: int, architecture: int, zeros: partial[paddle.Tensor]) -> None:
