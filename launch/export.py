@@ -74,7 +74,8 @@ def parser() -> Parser:
     for axis, text in (("dp", "pictures or the halves of guidance"), ("mp", "weights and heads"), ("sp", "tokens")):
         where.value(f"{axis}_size", "N", f"share {text} among N", whole, 1)
     where.value("transport", "NAME", "how those of mp hand each other what they compute: collective, by NCCL or gloo; "
-                "peer, by kernels that store to the other GPU's memory", one_of(("collective", "peer")), "collective")  # fmt: skip
+                "peer, by kernels that store to the other GPU's memory", one_of(("collective", "peer")),
+                "collective")  # fmt: skip
     where.value("device", "NAME", f"{', '.join(DEVICES)}; gpu and nvgpu run the same export; auto is the fastest here",
                 one_of(DEVICES), "auto")  # fmt: skip
     where.value("arch", "N,N,...", f"GPU architectures to compile kernels for (default: {_commas(ARCHITECTURES)})",

@@ -45,8 +45,15 @@ def peer_norm(streams: list[Stream], likes: list[Tensor], last: bool) -> list[tu
 
 
 def peer_add(products: list[Product]) -> list[Tensor]:
-    """One or two products, x: [R, t, K] each -> all ranks' parts of their sums, [mp, R, size, D], of this rank's tokens."""
+    """One or two products, x: [R, t, K] each -> all ranks' parts of this rank's tokens' sums, [mp, R, size, D]."""
     return _operator(f"peer_add_{len(products)}", *(one for product in products for one in product))
+
+
+def peer_add_gated(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor, text: Product) -> list[Tensor]:
+    """The same of gate * x + gate2 * x2, [R, t, D], and of the text's product."""
+    bases: list[Tensor] = []
+    lines = [*_place(origin.line(gate), bases), *_place(origin.line(gate2), bases)]
+    return _operator("peer_add_gated", x, x2, *text, bases, lines)
 
 
 def peer_held(x: Tensor) -> Tensor:

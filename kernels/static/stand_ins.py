@@ -13,7 +13,7 @@ import paddle
 
 from sd3par.config import ModelConfig
 from sd3par.kernels.adaln import Copies, Stream, adaln_triton
-from sd3par.kernels.attention import attention_triton
+from sd3par.kernels.attention import Scattered, attention_triton
 from sd3par.kernels.attention_hopper import HEAD_DIM, attention_hopper
 from sd3par.kernels.conv import conv3x3_triton, upsample_conv3x3_triton
 from sd3par.kernels.gated_sum import gated_sum_triton
@@ -44,7 +44,10 @@ class Maps(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What to compile: for tensors of `dtype`, capabilities of GPUs, a transformer, heads of ranks, maps or none, peers."""
+    """What to compile: for tensors of `dtype`, capabilities of GPUs, a transformer, heads of ranks, maps or none.
+
+    peers: how many ranks store to each other's memory, 0 where none does.
+    """
 
     dtype: str
     architectures: tuple[int, ...]
@@ -59,7 +62,7 @@ def call_all(order: Order, architecture: int) -> None:
     model, zeros = order.model, partial(paddle.zeros, dtype=order.dtype)
     _call_norms(model, zeros)
     if architecture // 10 == 9:
-        _call_pairs(zeros)
+        _call_pairs(order, zeros)
     if order.peers:
         _call_peers(model, order.peers, zeros)
     for heads in order.heads:
@@ -87,13 +90,16 @@ def _call_norms(model: ModelConfig, zeros: partial[paddle.Tensor]) -> None:
     gated_sum_triton(image, vector, image, vector, None)
 
 
-def _call_pairs(zeros: partial[paddle.Tensor]) -> None:
-    """Two products in one launch, by tiles of all shapes; kernels are the same for all sizes."""
-    product = Product(zeros([_IMAGE, 256]), zeros([256, 256]), zeros([256]))
-    rectangles = [Rectangle(number, 0, _IMAGE, 0, 256, product.x.data_ptr(), 256) for number in range(2)]
-    for gelu in (False, True):
-        for shape in SHAPES:
-            linear_hopper([product] * 2, rectangles, gelu, shape)
+def _call_pairs(order: Order, zeros: partial[paddle.Tensor]) -> None:
+    """Two products in one launch, by tiles of all shapes; kernels are the same for all sizes but for very few terms."""
+    dim, head_dim = order.model.dim, order.model.attention_head_dim
+    terms = {dim, *(heads * head_dim for heads in order.heads), *(4 * dim // ranks for ranks in (1, order.peers or 1))}
+    for few in sorted({min(one, 192) for one in terms if one % 64 == 0}):
+        product = Product(zeros([_IMAGE, few]), zeros([few, 256]), zeros([256]))
+        rectangles = [Rectangle(number, 0, _IMAGE, 0, 256, product.x.data_ptr(), 256) for number in range(2)]
+        for gelu in (False, True):
+            for shape in SHAPES:
+                linear_hopper([product] * 2, rectangles, gelu, shape)
 
 
 def _call_peers(model: ModelConfig, peers: int, zeros: partial[paddle.Tensor]) -> None:
@@ -104,6 +110,13 @@ def _call_peers(model: ModelConfig, peers: int, zeros: partial[paddle.Tensor]) -
     once, outs = ((vector, vector),), [[Copies(addresses, peers * x.shape[1] * model.dim)] for x in (image, text)]
     adaln_triton([Stream(image, None, None, once), Stream(text, None, None, once)], outs)
     adaln_triton([Stream(image, parts[0], vector, once), Stream(text, parts[1], vector, once)], outs)
+    if model.dual_attention_layers:
+        twice, both = once * 2, [[*outs[0], *outs[0]], outs[1]]
+        adaln_triton([Stream(image, None, None, twice), Stream(text, None, None, once)], both)
+        adaln_triton([Stream(image, parts[0], vector, twice), Stream(text, parts[1], vector, once)], both)
+        adaln_triton([Stream(image, parts[0], None, once), Stream(text, parts[1], vector, once)], outs)
+        place = Scattered(addresses, _IMAGE, _IMAGE * model.dim, model.dim)
+        gated_sum_triton(image, vector, image, vector, place)
     meet_triton(paddle.zeros([peers + 1], dtype="int32"), addresses)
 
 

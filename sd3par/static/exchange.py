@@ -116,5 +116,9 @@ class TracedPeerSums:
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the parts of each sum over mp, [mp, R, size, D]: `norm` adds them up."""
         plain = [branch.product() for branch in branches if isinstance(branch, Branch)]
-        require(len(plain) == len(branches), "transport", "peer", "collective: this model has dual blocks")
-        return calls.peer_add(plain)
+        if len(plain) == len(branches):
+            return calls.peer_add(plain)
+        both = branches[0]
+        ends = isinstance(both, GatedBranches) and len(plain) == 1
+        require(ends, "transport", "peer", "collective: the last block is a dual one")
+        return calls.peer_add_gated(both.first.value(), both.gate, both.second.value(), both.gate2, plain[0])

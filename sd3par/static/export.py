@@ -214,8 +214,8 @@ class _Export:
         manifest = Manifest(
             format=FORMAT, sd3par=__version__, paddle=paddle.__version__, triton=operators.triton_version(target.kind),
             model=self.files.name, dtype=target.dtype, target=target.kind, architectures=target.architectures,
-            dp=parallel.dp, mp=parallel.mp, sp=parallel.sp, transport=target.mesh(0).transport, limits=asdict(limits), configs=self.configs,
-            scheduler=dict(self.files.scheduler), programs=self.programs, operators=tuple(made),
+            dp=parallel.dp, mp=parallel.mp, sp=parallel.sp, transport=target.mesh(0).transport, limits=asdict(limits),
+            configs=self.configs, scheduler=dict(self.files.scheduler), programs=self.programs, operators=tuple(made),
             weights=fingerprint(listed, PARAMETERS), files=listed,
         )  # fmt: skip
         manifest.write(self.folder)

@@ -19,8 +19,8 @@ import paddle
 import triton
 from paddle import Tensor
 
-from sd3par.config import ParallelConfig
 from sd3par.conditions import Conditions, Layout
+from sd3par.config import ParallelConfig
 from sd3par.device import choose
 from sd3par.kernels import runtime, static
 from sd3par.kernels.static import library
@@ -36,7 +36,7 @@ from tests.static.gpu_operators import step_inputs, step_specs
 from tests.static.operator_cases import MODEL
 
 DTYPE, SIZES, RANKS = "bfloat16", {"T": 561, "C": 77}, 2
-CONFIG = dataclasses.replace(MODEL, num_layers=3, dual_attention_layers=(), qk_norm=None)
+CONFIG = dataclasses.replace(MODEL, num_layers=4, dual_attention_layers=(1, 2))
 
 
 class Step(paddle.nn.Layer):

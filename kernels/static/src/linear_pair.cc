@@ -72,7 +72,8 @@ std::vector<Tensor> Together(const Gpu& gpu, const std::vector<Operands>& both, 
   }
   auto table = TableFor(gpu, rows, both[0].terms(), both[0].columns());
   arguments.push_back({"i64", reinterpret_cast<const void*>(table.lines)});
-  auto& kernel = gpu.Find("_linear_hopper", arguments, {{"STAGES", table.stages}, {"GELU", gelu}, {"BIASED", 1}});
+  Constants constants = {{"STAGES", table.stages}, {"GELU", gelu}, {"BIASED", 1}, {"LEAD", LeadFor(both[0].terms())}};
+  auto& kernel = gpu.Find("_linear_hopper", arguments, constants);
   gpu.Launch(kernel, table.programs, 1, 1, arguments);
   return outs;
 }

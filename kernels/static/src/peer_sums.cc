@@ -5,6 +5,7 @@
 
 #include "failure.h"
 #include "launch.h"
+#include "lines.h"
 #include "peers.h"
 #include "streams.h"
 #include "tiles.h"
@@ -95,28 +96,74 @@ void Store(const Gpu& gpu, const std::vector<Operand>& products, std::vector<Rec
     arguments.push_back(first[i]);
   }
   arguments.push_back({"i64", reinterpret_cast<const void*>(table.lines)});
-  auto& kernel = gpu.Find("_linear_hopper", arguments, {{"STAGES", table.stages}, {"GELU", 0}, {"BIASED", 1}});
+  Constants constants = {{"STAGES", table.stages}, {"GELU", 0}, {"BIASED", 1}, {"LEAD", LeadFor(products[0].terms())}};
+  auto& kernel = gpu.Find("_linear_hopper", arguments, constants);
   gpu.Launch(kernel, table.programs, 1, 1, arguments);
+}
+
+// Where a rank's parts of a stream are stored, [mp, R, size, D] on each rank.
+struct Room {
+  Tensor out;
+  std::int64_t place, size;
+};
+
+Room RoomFor(const Peers& peers, const Tensor& like, std::int64_t rows, std::int64_t length, std::int64_t dim,
+             std::int64_t* used) {
+  auto size = TokensFor(0, peers.size, length).size;
+  Shape shape = {peers.size, rows, size, dim};
+  auto place = peers.pools[kParts].Take(Product(shape), used);
+  return {Over(peers, peers.pools[kParts], place, shape, like), place, size};
 }
 
 // Each product's parts from all ranks, [mp, R, size, D], of this rank's tokens.
 std::vector<Tensor> Add(const std::vector<Operand>& products) {
   Gpu gpu(products[0].x);
   const auto& peers = ThePeers();
-  const auto& pool = peers.pools[kParts];
   std::vector<Tensor> outs;
   std::vector<Rectangles> streams;
   std::int64_t used = 0;
   for (const auto& one : products) {
-    auto size = TokensFor(0, peers.size, one.length()).size;
-    Shape shape = {peers.size, one.rows(), size, one.dim()};
-    auto place = pool.Take(Product(shape), &used);
-    outs.push_back(Over(peers, pool, place, shape, one.x));
-    streams.push_back(RectanglesOf(one, peers, place));
+    Room room = RoomFor(peers, one.x, one.rows(), one.length(), one.dim(), &used);
+    outs.push_back(room.out);
+    streams.push_back(RectanglesOf(one, peers, room.place));
   }
   Store(gpu, products, streams);
   Meet(gpu, peers);
   return outs;
+}
+
+// A sum of two gated branches, x and x2: [R, t, D], stored to the ranks that its tokens belong to.
+void StoreGated(const Gpu& gpu, const Peers& peers, const Tensor& x, const Tensor& x2,
+                const std::vector<Tensor>& bases, const std::vector<int>& lines, const Room& room) {
+  auto shape = ShapeOf(x);
+  std::int64_t rows = shape[0], tokens = shape[1], dim = shape[2], row = tokens * dim;
+  auto bytes = static_cast<std::int64_t>(phi::SizeOf(x.dtype()));
+  std::vector<std::int64_t> addresses;
+  for (auto base : peers.pools[kParts].bases) {
+    addresses.push_back(base + (room.place + peers.rank * rows * room.size * dim) * bytes);
+  }
+  Line gate = LineOf(bases, lines[0], lines[1], rows, dim), gate2 = LineOf(bases, lines[2], lines[3], rows, dim);
+  Arguments arguments = {Pointer(x), gate.vector, Pointer(x2), gate2.vector,
+                         {"i64", reinterpret_cast<const void*>(NumbersOn(gpu, addresses))}};
+  for (auto number : {room.size, room.size * dim, dim, row, dim, gate.stride, row, dim, gate2.stride}) {
+    arguments.push_back(number);
+  }
+  gpu.Launch(gpu.Find("_gated_sum", arguments, {{"DIM", dim}}), tokens, rows, 1, arguments);
+}
+
+// The image's gated sum, and the text's product.
+std::vector<Tensor> AddGated(const Tensor& x, const Tensor& x2, const Tensor& c, const Tensor& weight,
+                             const Tensor& bias, const std::vector<Tensor>& bases, const std::vector<int>& lines) {
+  Gpu gpu(x);
+  const auto& peers = ThePeers();
+  Operand text{c, weight, bias};
+  std::int64_t used = 0;
+  Room first = RoomFor(peers, x, x.dims()[0], x.dims()[1], x.dims()[2], &used);
+  Room second = RoomFor(peers, c, text.rows(), text.length(), text.dim(), &used);
+  StoreGated(gpu, peers, x, x2, bases, lines, first);
+  Store(gpu, {text}, {RectanglesOf(text, peers, second.place)});
+  Meet(gpu, peers);
+  return {first.out, second.out};
 }
 
 std::vector<Tensor> AddOne(const Tensor& x, const Tensor& weight, const Tensor& bias) {
@@ -174,6 +221,11 @@ std::vector<Shape> AddTwoShapes(const Shape& x, const Shape& weight, const Shape
   return {PartsShape(x, weight), PartsShape(x2, weight2)};
 }
 
+std::vector<Shape> AddGatedShapes(const Shape& x, const Shape&, const Shape& c, const Shape& weight, const Shape&,
+                                  const std::vector<Shape>&, const std::vector<int>&) {
+  return {{-1, x[0], -1, x[2]}, PartsShape(c, weight)};
+}
+
 std::vector<Shape> NormShapes(const Shape& x, const MaybeShape& branch, const MaybeShape& x2, const MaybeShape&,
                               const Shape& like, const MaybeShape& like2, const std::vector<Shape>&,
                               const std::vector<int>&, const std::vector<int>& norms, bool) {
@@ -192,6 +244,10 @@ std::vector<DataType> AddOneType(const DataType& x, const DataType&, const DataT
 std::vector<DataType> AddTwoTypes(const DataType& x, const DataType&, const DataType&, const DataType& x2,
                                   const DataType&, const DataType&) {
   return {x, x2};
+}
+std::vector<DataType> AddGatedTypes(const DataType& x, const DataType&, const DataType& c, const DataType&,
+                                    const DataType&, const std::vector<DataType>&) {
+  return {x, c};
 }
 template <int outputs>
 std::vector<DataType> NormTypes(const DataType& x, const MaybeType&, const MaybeType&, const MaybeType&,
@@ -223,6 +279,14 @@ PD_BUILD_OP(sd3par_peer_add_2)
     .SetInferShapeFn(PD_INFER_SHAPE(sd3par::AddTwoShapes))
     .SetInferDtypeFn(PD_INFER_DTYPE(sd3par::AddTwoTypes));
 
+PD_BUILD_OP(sd3par_peer_add_gated)
+    .Inputs({"x", "x2", "c", "weight", "bias", paddle::Vec("bases")})
+    .Outputs({"parts", "parts2"})
+    .Attrs({"lines: std::vector<int>"})
+    .SetKernelFn(PD_KERNEL(sd3par::AddGated))
+    .SetInferShapeFn(PD_INFER_SHAPE(sd3par::AddGatedShapes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(sd3par::AddGatedTypes));
+
 #define SD3PAR_PEER_NORM(count, ...)                                                                   \
   PD_BUILD_OP(sd3par_peer_norm_##count)                                                                \
       .Inputs({"x", paddle::Optional("branch"), paddle::Optional("x2"), paddle::Optional("branch2"), "like", \
@@ -234,4 +298,6 @@ PD_BUILD_OP(sd3par_peer_add_2)
       .SetInferDtypeFn(PD_INFER_DTYPE(sd3par::NormTypes<count>))
 
 SD3PAR_PEER_NORM(2, "a", "b");
+SD3PAR_PEER_NORM(3, "a", "b", "c");
 SD3PAR_PEER_NORM(4, "a", "b", "c", "d");
+SD3PAR_PEER_NORM(5, "a", "b", "c", "d", "e");

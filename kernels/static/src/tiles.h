@@ -7,6 +7,9 @@
 
 namespace sd3par {
 
+// How many steps each warp group is ahead of the next, as kernels for so many terms were compiled.
+inline std::int64_t LeadFor(std::int64_t terms) { return terms / 64 > 2 ? 2 : terms / 64 - 1; }
+
 // What kernels were compiled with, as SHAPES of kernels/linear_hopper.py: warp groups of 64 rows, columns, steps that
 // are in shared memory at once, tiles on top of each other before the next columns come.
 struct TileShape {
