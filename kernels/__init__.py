@@ -153,7 +153,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linears(products: list[Product], gelu: bool = False) -> list[Tensor]:
     """Products of streams, x: [R, T, K] each -> [R, T, N] each, or their GELU; two small ones in one launch."""
-    if traced(products[0].x) and calls.pairs(products):
+    if products and traced(products[0].x) and calls.pairs(products):
         return calls.linear_pair(products, gelu)
     if worth_a_pair(products):
         return linear_pair_triton(products, gelu)
