@@ -75,6 +75,14 @@ def test_a_recorded_step_is_eager_codes_in_memory_of_its_own(dry_plugin: Path, d
 
 
 @slow
+def test_ranks_store_to_peers_as_eager_ones_do(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
+    """A step of both ranks of two: the same launches, tables of tiles and addresses; a meeting behind each exchange."""
+    found = run("stored", dry_plugin, driver, tmp_path)
+    assert found["wrong"] == {"0": "", "1": ""}
+    assert found["launches"] == {"0": [41, 17], "1": [41, 17]}
+
+
+@slow
 def test_collectives_of_programs_run_and_are_recorded(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
     """In bfloat16, by a group that the process made; one that is not there is an error in words."""
     environment = {**os.environ, "CUSTOM_DEVICE_ROOT": str(dry_plugin), "LD_LIBRARY_PATH": str(driver),
