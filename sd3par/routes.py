@@ -23,7 +23,7 @@ class Routes(NamedTuple):
     """The exchange of tokens for heads over sp, and sums over mp."""
 
     exchange: SequenceExchange | PeerExchange | TracedExchange
-    sums: Sums | PeerSums
+    sums: Sums | PeerSums | TracedPeerSums
 
     @property
     def transport(self) -> str:

@@ -15,7 +15,7 @@ from paddle import Tensor
 
 from sd3par import kernels
 from sd3par.attention import windows
-from sd3par.config import require
+from sd3par.errors import ConfigError
 from sd3par.kernels import Product
 from sd3par.kernels.static import calls
 from sd3par.padding import merge
@@ -119,6 +119,6 @@ class TracedPeerSums:
         if len(plain) == len(branches):
             return calls.peer_add(plain)
         both = branches[0]
-        ends = isinstance(both, GatedBranches) and len(plain) == 1
-        require(ends, "transport", "peer", "collective: the last block is a dual one")
+        if not isinstance(both, GatedBranches) or len(plain) != 1:
+            raise ConfigError("transport", "peer", "collective: the last block is a dual one")
         return calls.peer_add_gated(both.first.value(), both.gate, both.second.value(), both.gate2, plain[0])

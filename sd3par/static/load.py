@@ -95,6 +95,7 @@ def _loaded(
     config = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
     vae = VAEConfig.parse(files.vae.config, files.vae.where)
     peers = PeerMemory(mesh, config.dim, dtype, bool(config.dual_attention_layers)) if transport == "peer" else None
-    transformer = StaticTransformer(config, mesh, dtype, *map(programs.must, TRANSFORMER), peers)
+    prepare, step = map(programs.must, TRANSFORMER)
+    transformer = StaticTransformer(config, mesh, dtype, prepare, step, peers)
     text = load_static_text(files, programs.load, dtype, mesh)
     return transformer, StaticVAE(vae, mesh, *map(programs.must, VAE)), text

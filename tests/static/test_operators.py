@@ -15,13 +15,14 @@ from pathlib import Path
 import paddle
 import pytest
 
-from sd3par import ConfigError
+from sd3par import ConfigError, ParallelConfig
 from sd3par.kernels import linear_hopper_tiles as tiles
 from sd3par.kernels import runtime, static
 from sd3par.kernels.attention_hopper_split import planned, programs_of
 from sd3par.kernels.linear_hopper import SHAPES
 from sd3par.kernels.linear_hopper_tiles import Rectangle, choose
 from sd3par.kernels.static import build, library, table
+from sd3par.static.export import Target
 from tests.static.operator_cases import CASES, MAPS, MODEL, save
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -191,6 +192,19 @@ def test_what_there_are_no_kernels_for_is_refused(dtype: str, architectures: lis
         static.write_operators(tmp_path, dtype, architectures, MODEL)
     with pytest.raises(ConfigError), static.tracing(dtype, architectures):
         pass
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "architectures"),
+    [({"mp": 2}, "float32", (90,)), ({"mp": 2}, "bfloat16", (90, 100)), ({"dp": 2}, "bfloat16", (90,)),
+     ({"mp": 2, "sp": 2}, "bfloat16", (90,))],
+)  # fmt: skip
+def test_stores_to_peers_are_refused_where_nothing_can(
+    sizes: dict[str, int], dtype: str, architectures: tuple[int, ...]
+) -> None:
+    with pytest.raises(ConfigError, match="transport: got peer; allowed: collective, but for mp alone"):
+        Target(ParallelConfig(**sizes, transport="peer"), dtype, "cuda", architectures)
+    assert Target(ParallelConfig(mp=2, transport="peer"), "bfloat16", "cuda", (90,)).mesh(1).transport == "peer"
 
 
 def test_files_that_are_missing_or_of_another_version_are_refused(tmp_path: Path) -> None:
