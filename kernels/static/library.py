@@ -49,7 +49,7 @@ def check_device() -> None:
 
 
 def tell_peers(rank: int, size: int, flags: int, targets: int) -> None:
-    """Tells operators of the group of ranks that store to each other's memory: addresses of their meeting's tensors."""
+    """Tells operators of the ranks that store to each other's memory; addresses of their meeting's tensors, 0: none."""
     _loaded[0].sd3par_peers(*map(ctypes.c_int64, (rank, size, flags, targets)))
 
 

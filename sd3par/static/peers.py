@@ -26,7 +26,7 @@ class PeerMemory:
     """
 
     def __init__(self, mesh: Mesh, dim: int, dtype: str, dual: bool) -> None:
-        self._axis, self._dim, self._dual = mesh.mp, dim, dual
+        self._mesh, self._axis, self._dim, self._dual = mesh, mesh.mp, dim, dual
         every = mesh.all_gather(mesh.mp, paddle.to_tensor([machine()], dtype="int64")).numpy()
         _refuse("the processes are on several machines" if mesh.any(bool((every != every[0]).any())) else "")
         try:
@@ -43,8 +43,8 @@ class PeerMemory:
         norms = [rows * length * self._dim for length in lengths]
         sizes = [tokens_for(0, self._axis.size, length).size for length in lengths]
         parts = [self._axis.size * rows * size * self._dim for size in sizes]
-        flags, targets = self._meeting.tensors
-        library.tell_peers(self._axis.rank, self._axis.size, flags.data_ptr(), targets.data_ptr())
+        meeting = (0, 0) if self._mesh.alone else tuple(one.data_ptr() for one in self._meeting.tensors)
+        library.tell_peers(self._axis.rank, self._axis.size, *meeting)
         for which, wanted in ((_NORMS, norms + norms[:1] * self._dual), (_LAST, norms[:1]), (_PARTS, parts)):
             room = sum(-(-count // ALIGNED) * ALIGNED for count in wanted)
             (shared,) = self._pools[which].tensors([[room]], [room])

@@ -36,6 +36,7 @@ const Peers& ThePeers() {
 }
 
 void Meet(const Gpu& gpu, const Peers& peers) {
+  if (peers.flags == 0) return;
   Arguments arguments = {{"i32", reinterpret_cast<const void*>(peers.flags)},
                          {"i64", reinterpret_cast<const void*>(peers.targets)}};
   gpu.Launch(gpu.Find("_meet", arguments, {{"SIZE", peers.size}, {"MOST", 0}}), 1, 1, 1, arguments);
@@ -65,7 +66,7 @@ Tensor Over(const Peers& peers, const Pool& pool, std::int64_t place, const Shap
 
 extern "C" {
 
-// flags: [size + 1] int32 and targets: [size] int64 of the meeting, in this device's memory.
+// flags: [size + 1] int32 and targets: [size] int64 of the meeting, in this device's memory; 0: nobody is met.
 void sd3par_peers(std::int64_t rank, std::int64_t size, std::int64_t flags, std::int64_t targets) {
   auto& told = sd3par::Told();
   told.rank = rank;

@@ -31,7 +31,7 @@ enum PoolName { kNorms, kLast, kParts, kPools };
 // What a process knows of its peers.
 struct Peers {
   std::int64_t rank = 0, size = 0;
-  std::int64_t flags = 0, targets = 0;  // of the meeting: this rank's memory
+  std::int64_t flags = 0, targets = 0;  // of the meeting: this rank's memory; 0 while it rehearses alone
   Pool pools[kPools];
 };
 
