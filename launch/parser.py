@@ -80,7 +80,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         hidden = action.default is None or action.default is False or action.dest == "help" or "default" in text
-        return text if hidden else f"{text} (default: %(default)s)"
+        if hidden:
+            return text
+        values = action.default if isinstance(action.default, list) else [action.default]
+        return f"{text} (default: {' '.join(map(str, values))})"
 
 
 def _underscored(argv: list[str]) -> list[str]:

@@ -63,7 +63,8 @@ class Case:
     @property
     def shape(self) -> tuple[Any, ...]:
         """All that recordings and kernels are made for: a case of the same shape as another finds them."""
-        return self.what, self.engine, self.height, self.width, self.images, self.tokens, self.request.guidance
+        size = (self.height, self.width, self.images, self.tokens, self.steps)
+        return self.what, self.engine, *size, self.request.guidance
 
     def needs_no_less(self, other: Case) -> bool:
         """Whether it takes at least the memory of `other`: the same with as many pictures or more, or larger ones."""

@@ -34,7 +34,9 @@ def compare(argv: Sequence[str]) -> int:
     how.switch("debug", "show the traceback of an error")
     options = parser.parse(argv)
     rows = read(options.results)
-    first, second = ({_key(row): row for row in rows if row["run_id"] == run and time_of(row)} for run in options.run)
+    first, second = (
+        {case_of(row): row for row in rows if row["run_id"] == run and time_of(row)} for run in options.run
+    )
     common = [key for key in first if key in second]
     require(len(common) > 1, "run", shlex.join(options.run), "two runs that have two cases in common, at least")
     lines = ratios([first[key] for key in common], [second[key] for key in common])
@@ -63,5 +65,6 @@ def ratios(first: Sequence[Row], second: Sequence[Row]) -> list[tuple[str, float
     return found
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def case_of(row: Row) -> tuple[Any, ...]:
+    """Returns all that a case is told from another by."""
     return tuple(row.get(name) for name in _CASE)

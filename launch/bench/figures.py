@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from sd3par.launch.bench.case import name_of
-from sd3par.launch.bench.series import breakdowns, by_batch, by_cards, total
+from sd3par.launch.bench.series import breakdowns, by_batch, by_cards, per_second, total
 
 Row = dict[str, Any]
 # Distinct to the colour-blind, by Okabe and Ito.
@@ -52,7 +54,7 @@ def scaling(rows: Sequence[Row]) -> Figure | None:
 
 
 def batch(rows: Sequence[Row]) -> Figure | None:
-    """Pictures a second, the time of a step and memory against pictures at once."""
+    """Pictures a second, the time of a step and memory against pictures at once; all of a line at as many steps."""
     series = by_batch(rows)
     if not series:
         return None
@@ -60,9 +62,13 @@ def batch(rows: Sequence[Row]) -> Figure | None:
     for (name, points), colour in zip(_largest(series), COLOURS, strict=False):
         counts = sorted(points)
         each = [points[count]["step_ms"] / count for count in counts]
-        speed, memory = ([points[count][field] for count in counts] for field in ("images_per_s", "peak_gib"))
+        steps = max(row["steps"] for row in points.values())
+        speed, memory = (
+            [per_second(points[count], steps) for count in counts],
+            [points[count]["peak_gib"] for count in counts],
+        )
         for axis, values in zip(axes, (speed, each, memory), strict=True):
-            axis.plot(counts, values, "o-", color=colour, label=name)
+            axis.plot(counts, values, "o-", color=colour, label=f"{name}, {steps} steps")
     titles = ("pictures a second", "ms a step and picture", "peak GiB of a rank")
     ticks = sorted({count for points in series.values() for count in points})
     for axis, title in zip(axes, titles, strict=True):
@@ -151,9 +157,12 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes a figure as NAME.png and NAME.svg; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+    pixels = BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(files[0], dpi=110, metadata={"Software": "sd3par bench plot"})
+        figure.savefig(pixels, dpi=100)
         figure.savefig(files[1], metadata={"Date": None})  # the same rows give the same file
+    few = Image.open(pixels).convert("RGB").quantize(64)  # colours: a third of the bytes
+    few.save(files[0], optimize=True)
     return files
 
 

@@ -28,6 +28,7 @@ from sd3par.launch.bench.sweep import PLAIN, Sweep
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("eager", "default", "reduce-overhead", "max-autotune")  # of diffusers: torch.compile's, or none
+MODELS = ("sd3-medium", "sd3.5-medium", "sd3.5-large", "micro")  # of benchmarks/gpu/shapes.py
 UNLIKE = 0.5  # two seeds' latents differ by about 1.4 of their norm, two roundings of the same ones by far less
 
 
@@ -138,8 +139,9 @@ def weights(name: str, limit_s: float) -> Iterator[Path]:
     """Yields a diffusers folder with weights that both sides load: made up, so that a wrong attention would show.
 
     Raises:
-        ConfigError: there is no checkout here, or PyTorch and diffusers are not.
+        ConfigError: another model, no checkout here, or no PyTorch and diffusers.
     """
+    require(name in MODELS, "peers", f"beside {name}", f"--random_weights {' or '.join(MODELS[:-1])}")
     there = (ROOT / "benchmarks" / "gpu" / "peer.py").exists()
     require(there, "peers", "no benchmarks/gpu here", "a checkout of the repository, whose scripts measure them")
     with tempfile.TemporaryDirectory(prefix="sd3par-") as scratch:

@@ -46,6 +46,11 @@ def _best_of_each_world(rows: Sequence[Row]) -> dict[int, tuple[Row, float]]:
     return dict(sorted(points.items()))
 
 
+def per_second(row: Row, steps: int) -> float:
+    """Returns pictures a second at `steps` steps: of a case with fewer by the time of its steps, and of decoding."""
+    return float(row["images"] / (steps * row["step_ms"] / 1e3 + row["image_s"] - row["loop_s"]))
+
+
 def by_batch(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
     """Returns by setting, and by pictures at once, the newest run's rows."""
     kinds = [row for row in rows if row["bench"] in ("batch", "throughput") and "images_per_s" in row]

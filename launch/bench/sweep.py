@@ -86,7 +86,7 @@ def add_flags(parser: Parser, standard: Defaults) -> None:
                 "weights, in a checkout with PyTorch: eager, default, reduce-overhead, max-autotune (of diffusers), "
                 "xdit:dp2,sp2, ... (guidance split x Ulysses)")  # fmt: skip
     how = Flags(parser, "how it is measured")
-    how.value("warm_ups", "N", "calls that do not count", whole, 3)
+    how.value("warm_ups", "N", "calls that do not count; four at least of what is recorded", whole, 4)
     how.value("repeats", "N", "calls that count, each with new text states and a new seed", whole, standard.repeats)
     how.value("rank_timeout_s", "SECONDS", "a case fails when one of its processes is silent for so long", number, 20.0)
     how.value("limit_s", "SECONDS", "a case that takes longer has failed", number, 300.0)
@@ -229,7 +229,7 @@ def _meshes(options: Namespace, cards: int, cases: Sequence[Case], heads: int) -
     """Yields the meshes, that of one device first, by which others are judged."""
     from sd3par.auto import meshes
 
-    if len(options.mesh) > 1 or options.mesh[0] == "auto":
+    if ParallelConfig() not in options.mesh and (len(options.mesh) > 1 or options.mesh[0] == "auto"):
         yield ParallelConfig(transport=options.transport)
     for wanted in options.mesh:
         kinds = dict.fromkeys((case.images, case.request.guidance) for case in cases)

@@ -11,6 +11,7 @@ from sd3par.launch.report import table
 
 Row = dict[str, Any]
 MOST_SPREAD = 0.05  # of repeats: beyond it a row's ratios are not to be trusted
+FEW = 3  # repeats: of fewer the spread says little
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ COLUMNS = {
     "tokens": Column("text tokens", lambda row: str(row["text_tokens"])),
     "loop": Column("loop s", _number("loop_s", 4)),
     "loop_min": Column("min", _number("loop_min_s", 4)),
+    "loop_least": Column("loop s, min", _number("loop_min_s", 4)),
+    "image_least": Column("image s, min", _number("image_min_s", 4)),
+    "step_least": Column("step ms, min", lambda row: f"{1e3 * row['loop_min_s'] / row['steps']:.2f}"),
     "loop_p90": Column("p90", _number("loop_p90_s", 4)),
     "image": Column("image s", _number("image_s", 4)),
     "image_min": Column("min", _number("image_min_s", 4)),
@@ -61,17 +65,25 @@ COLUMNS = {
     "encode_p90": Column("p90", _number("encode_p90_s", 4)),
     "images_s": Column("images/s", _number("images_per_s", 3)),
     "each": Column("images/s a card", _number("images_per_s_per_gpu", 3)),
+    # Cases of other numbers of steps may be compared by it, as those of many pictures with --few_steps.
+    "work": Column(
+        "images x steps/s a card", lambda row: f"{row['images'] * row['steps'] / row['loop_s'] / row['world']:.1f}"
+    ),
     "peak": Column("peak GiB", _number("peak_gib", 2)),
     "reserved": Column("held GiB", _number("reserved_gib", 2)),
     "ratio": Column("to one card", lambda row: f"{row['to_one']:.2f}"),
     "beside": Column("latents", lambda row: f"{row['latents_error']:.1e}" if "latents_error" in row else ""),
-    "spread": Column(
-        "spread", lambda row: f"{100 * row['spread']:.1f} %" + ("!" if row["spread"] > MOST_SPREAD else "")
-    ),
+    "spread": Column("spread", lambda row: _spread(row)),
     "note": Column("", lambda row: note(row)),
 }
 # What may differ between the cases of a sweep: a column if it does, else part of the title.
 VARIED = ("who", "model", "dtype", "mesh", "cards", "engine", "size", "images", "steps", "guidance", "tokens")
+
+
+def _spread(row: Row) -> str:
+    """Returns the spread of a row's repeats, with a mark where it is wide or says little."""
+    marks = ("!" if row["spread"] > MOST_SPREAD else "") + ("?" if row["repeats"] < FEW else "")
+    return f"{100 * row['spread']:.1f} %{marks}"
 
 
 def note(row: Row) -> str:
@@ -92,8 +104,10 @@ def shown(rows: Sequence[Row], columns: Sequence[str], markdown: bool = False) -
     names = [*differing, *(name for name in filled if name not in differing), *notes]
     cells = [tuple(COLUMNS[name].head for name in names)]
     cells += [tuple(COLUMNS[name].of(row) for name in names) for row in rows]
-    lines = [title(rows, differing, columns), as_markdown(cells) if markdown else table(cells), *warning(rows)]
-    return "\n".join(["\n".join(lines[:1]), *([""] if markdown else []), *lines[1:]])
+    head = title(rows, differing, columns)
+    if markdown:
+        return "\n\n".join([head, as_markdown(cells), *warning(rows)])
+    return "\n".join([head, table(cells), *warning(rows)])
 
 
 def _has(row: Row, name: str) -> bool:
@@ -141,13 +155,17 @@ def _case(row: Row) -> tuple[Any, ...]:
 
 
 def warning(rows: Sequence[Row]) -> list[str]:
-    """Returns a line about rows whose repeats differ too much."""
-    wide = [row for row in rows if row.get("spread", 0.0) > MOST_SPREAD]
-    if not wide:
-        return []
-    worst = 100 * max(row["spread"] for row in wide)
-    return [f"warning: repeats of {len(wide)} of {len(rows)} rows (!) spread by more than {100 * MOST_SPREAD:g} %, at "
-            f"most {worst:.0f} %: their ratios do not hold; is the machine busy?"]  # fmt: skip
+    """Returns a line about rows whose repeats differ too much, and one about those that have too few."""
+    lines = []
+    wide = [row["spread"] for row in rows if row.get("spread", 0.0) > MOST_SPREAD]
+    if wide:
+        share, worst = f"{len(wide)} of {len(rows)} rows (!)", 100 * max(wide)
+        lines.append(f"warning: repeats of {share} spread by more than {100 * MOST_SPREAD:g} %, at most {worst:.0f} %: "
+                     "their ratios do not hold; is the machine busy?")  # fmt: skip
+    few = sum(row.get("repeats", FEW) < FEW for row in rows)
+    if few:
+        lines.append(f"warning: {few} of {len(rows)} rows (?) have fewer than {FEW} repeats: their spread says little")
+    return lines
 
 
 def as_markdown(cells: Sequence[Sequence[str]]) -> str:

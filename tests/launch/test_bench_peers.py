@@ -125,6 +125,7 @@ def test_ours_and_theirs_take_turns(
     (["parallel", *WORDS, "--peers", "fast"], "peers: got fast"),
     (["resolution", "--random_weights", "tiny", "--peers", "eager"], "size: got 160x96"),
     (["vae", *WORDS, "--peers", "eager"], "peers: got vae or text"),
+    (["parallel", "--mesh", "one", *WORDS, "--peers", "eager"], "peers: got beside tiny"),
     (["quality", "--peers", "eager"], "peers: got "),
 ])  # fmt: skip
 def test_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

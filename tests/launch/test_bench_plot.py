@@ -10,7 +10,7 @@ import pytest
 
 from sd3par.launch import cli
 from sd3par.launch.bench.results import newest, read
-from sd3par.launch.bench.series import breakdowns, by_batch, by_cards
+from sd3par.launch.bench.series import breakdowns, by_batch, by_cards, per_second
 
 COMMON = {"who": "sd3par", "model": "m", "height": 64, "width": 64, "images": 1, "steps": 4, "text_tokens": 333,
           "engine": "graph", "guidance": 7.0, "repeats": 3, "spread": 0.0, "peak_gib": 2.0}  # fmt: skip
@@ -56,6 +56,7 @@ def test_the_fastest_mesh_beside_one_card_of_the_same_run() -> None:
 def test_batches() -> None:
     (points,) = by_batch(ROWS).values()
     assert {images: row["images_per_s"] for images, row in points.items()} == {1: 1.0, 2: 1.8}
+    assert per_second(points[2], 4) == pytest.approx(2 / (4 * 0.02 + 1.0))  # step by step, and decoding
 
 
 def test_small_kernels_are_others() -> None:

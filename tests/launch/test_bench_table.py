@@ -49,6 +49,12 @@ def test_repeats_that_differ_too_much_are_told_of() -> None:
     assert table[4].startswith("warning: repeats of 1 of 2 rows (!) spread by more than 5 %, at most 8 %")
 
 
+def test_few_repeats_are_told_of() -> None:
+    table = shown(rows({}, {"repeats": 2, "steps": 8}), KINDS["steps"].columns).splitlines()
+    assert table[3].endswith("1.0 %?")
+    assert table[4] == "warning: 1 of 2 rows (?) have fewer than 3 repeats: their spread says little"
+
+
 def test_trials() -> None:
     assert [line.split() for line in trials([ROW]).splitlines()[1:]] == [
         ["eager", "one", "0", "2.0000", "2.00"], ["eager", "one", "1", "1.0000", "4.00"],
