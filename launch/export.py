@@ -73,6 +73,9 @@ def parser() -> Parser:
     where = Group(found, "where it will run: on dp_size x mp_size x sp_size processes, no others")
     for axis, text in (("dp", "pictures or the halves of guidance"), ("mp", "weights and heads"), ("sp", "tokens")):
         where.value(f"{axis}_size", "N", f"share {text} among N", whole, 1)
+    where.value("transport", "NAME", "how those of mp hand each other what they compute: collective, by NCCL or gloo; "
+                "peer, by kernels that store to the other GPU's memory", one_of(("collective", "peer")),
+                "collective")  # fmt: skip
     where.value("device", "NAME", f"{', '.join(DEVICES)}; gpu and nvgpu run the same export; auto is the fastest here",
                 one_of(DEVICES), "auto")  # fmt: skip
     where.value("arch", "N,N,...", f"GPU architectures to compile kernels for (default: {_commas(ARCHITECTURES)})",
@@ -105,7 +108,7 @@ def target_of(options: Namespace) -> Target:
     dtype = options.dtype if options.dtype != "auto" else "float32" if kind == "cpu" else "bfloat16"
     known = set(options.arch) <= set(ARCHITECTURES)
     require(known, "arch", _commas(options.arch), f"some of {_commas(ARCHITECTURES)}")
-    parallel = ParallelConfig(options.dp_size, options.mp_size, options.sp_size)
+    parallel = ParallelConfig(options.dp_size, options.mp_size, options.sp_size, options.transport)
     return Target(parallel, dtype, kind, tuple(sorted(options.arch)) if kind == "cuda" else ())
 
 

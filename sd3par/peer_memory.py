@@ -162,6 +162,11 @@ class Meeting:
         if not self._mesh.alone:
             kernels.meet(self._flags.own, self._targets)
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Returns what `kernels.meet` takes: flags and targets."""
+        return self._flags.own, self._targets
+
     def works(self) -> bool:
         """Returns whether all come to a first meeting; waits for them, but not for ever."""
         kernels.meet(self._flags.own, self._targets, trial=True)

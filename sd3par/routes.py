@@ -12,7 +12,7 @@ from sd3par.mesh import Mesh
 from sd3par.peer_exchange import PeerExchange
 from sd3par.peer_sums import PeerSums
 from sd3par.plan import WeightPlan
-from sd3par.static.exchange import TracedExchange, TracedSums
+from sd3par.static.exchange import TracedExchange, TracedPeerSums, TracedSums
 from sd3par.static.mesh import TracedMesh
 from sd3par.sums import Sums
 
@@ -23,7 +23,7 @@ class Routes(NamedTuple):
     """The exchange of tokens for heads over sp, and sums over mp."""
 
     exchange: SequenceExchange | PeerExchange | TracedExchange
-    sums: Sums | PeerSums
+    sums: Sums | PeerSums | TracedPeerSums
 
     @property
     def transport(self) -> str:
@@ -39,7 +39,7 @@ def routes_for(mesh: Mesh, plan: WeightPlan, dtype: str) -> Routes:
         ConfigError: `mesh.transport` is "peer" and these processes cannot.
     """
     if isinstance(mesh, TracedMesh):
-        return Routes(TracedExchange(mesh, plan), TracedSums(mesh))
+        return Routes(TracedExchange(mesh, plan), TracedPeerSums() if mesh.transport == "peer" else TracedSums(mesh))
     by_collectives = Routes(SequenceExchange(mesh, plan), Sums(mesh))
     if mesh.transport == "collective" or mesh.sp.size * mesh.mp.size == 1:
         return by_collectives

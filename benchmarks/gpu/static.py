@@ -3,6 +3,8 @@
     python -m benchmarks.gpu.static [MODEL] [--sizes 1024 512]
     python -m paddle.distributed.launch --devices 0,1 benchmarks/gpu/static.py --meshes mp2 dp2
     python -m benchmarks.gpu --parts static --meshes one dp2 mp2    # the same, rows into benchmarks/results
+    python -m paddle.distributed.launch --devices 0,1 benchmarks/gpu/static.py --meshes mp2 --transport peer
+        --engines static graph "graph collective"    # on one line: mp ranks of the export store to each other's memory
 
 One process for each GPU. On each mesh rank 0 exports the transformer and the autoencoder with made-up weights, then all
 ranks load what it wrote, with the code of the model standing beside: engines static, graph and eager take turns in one

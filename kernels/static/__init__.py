@@ -62,6 +62,7 @@ def write_operators(
     model: ModelConfig,
     heads: Sequence[int] | None = None,
     maps: Maps | None = None,
+    peers: int = 0,
 ) -> list[str]:
     """Writes the library and, in half precision, the kernels that programs of a model launch; returns the files' names.
 
@@ -75,6 +76,7 @@ def write_operators(
         model: the transformer's shape.
         heads: how many heads ranks hold, in all ways that the mesh has; by default all of the model's.
         maps: of the autoencoder, None for none.
+        peers: how many ranks store to each other's memory, 0 where none does.
 
     Raises:
         ConfigError: another dtype or architecture, no g++, or no Triton of the tested version.
@@ -85,9 +87,8 @@ def write_operators(
     shutil.copyfile(made, folder / made.name)
     if dtype not in _HALF:
         return [made.name]
-    order = stand_ins.Order(
-        dtype, tuple(sorted(architectures)), model, tuple(heads or (model.num_attention_heads,)), maps
-    )
+    ways = tuple(heads or (model.num_attention_heads,))
+    order = stand_ins.Order(dtype, tuple(sorted(architectures)), model, ways, maps, peers)
     build.kernels(folder / build.KERNELS, order)
     return [made.name, build.KERNELS]
 

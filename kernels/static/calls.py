@@ -30,19 +30,56 @@ def _operator(name: str, *arguments: object) -> list[Tensor]:
 
 def adaln(streams: list[Stream]) -> list[tuple[Tensor, ...]]:
     """`kernels.adaln` of streams x: [R, T, D]."""
+    tensors, bases, lines, norms = _described(streams)
+    return _normed("adaln", streams, norms, *tensors, bases, lines, norms)
+
+
+def peer_norm(streams: list[Stream], likes: list[Tensor], last: bool) -> list[tuple[Tensor, ...]]:
+    """The same of streams x: [R, held, D] with branches in parts, [mp, R, size, D]; norms of all tokens, [R, t, D].
+
+    likes: [R, t, ...] each, for the lengths of the streams. last: nothing follows that adds.
+    """
+    tensors, bases, lines, norms = _described(streams)
+    second = likes[1] if len(streams) == 2 else None
+    return _normed("peer_norm", streams, norms, *tensors, likes[0], second, bases, lines, norms, last)
+
+
+def peer_add(products: list[Product]) -> list[Tensor]:
+    """One or two products, x: [R, t, K] each -> all ranks' parts of this rank's tokens' sums, [mp, R, size, D]."""
+    return _operator(f"peer_add_{len(products)}", *(one for product in products for one in product))
+
+
+def peer_add_gated(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor, text: Product) -> list[Tensor]:
+    """The same of gate * x + gate2 * x2, [R, t, D], and of the text's product."""
+    bases: list[Tensor] = []
+    lines = [*_place(origin.line(gate), bases), *_place(origin.line(gate2), bases)]
+    return _operator("peer_add_gated", x, x2, *text, bases, lines)
+
+
+def peer_held(x: Tensor) -> Tensor:
+    """x: [R, t, D] -> the tokens that this rank norms, [R, held, D]."""
+    return _operator("peer_held", x)[0]
+
+
+def _described(streams: list[Stream]) -> tuple[list[Tensor | None], list[Tensor], list[int], list[int]]:
+    """Returns x and branch of both streams, tensors that hold their vectors, where in these, and how many norms."""
     bases: list[Tensor] = []
     lines: list[int] = []
     for stream in streams:
         given = [stream.gate, *(vector for pair in stream.modulations for vector in pair)]
         for vector in given + [None] * (_VECTORS - len(given)):
             lines += _NONE if vector is None else _place(origin.line(vector), bases)
-    norms = [len(stream.modulations) for stream in streams]
     adds = streams[0].branch is not None
     alike = all((stream.branch is not None) == adds for stream in streams)
     require(alike, "streams", "a branch in one alone", "branches in all or in none")
-    second = streams[1] if len(streams) == 2 else None
-    arguments = [streams[0].x, streams[0].branch, *((None, None) if second is None else (second.x, second.branch))]
-    made = _operator(f"adaln_{sum(norms) + adds * len(streams)}", *arguments, bases, lines, norms)
+    tensors = [one for stream in streams for one in (stream.x, stream.branch)]
+    return tensors + [None] * (4 - len(tensors)), bases, lines, [len(stream.modulations) for stream in streams]
+
+
+def _normed(name: str, streams: list[Stream], norms: list[int], *arguments: object) -> list[tuple[Tensor, ...]]:
+    """Returns of each stream its sum, x itself where nothing is added, and its norms."""
+    adds = streams[0].branch is not None
+    made = _operator(f"{name}_{sum(norms) + adds * len(streams)}", *arguments)
     sums = [made.pop(0) for _ in streams] if adds else [stream.x for stream in streams]
     return [(total, *(made.pop(0) for _ in range(count))) for total, count in zip(sums, norms, strict=True)]
 

@@ -67,7 +67,7 @@ def read(text: str) -> Order:
     if given["maps"] is not None:
         groups, epsilon, channels, outputs = given["maps"]
         maps = Maps(groups, epsilon, tuple(channels), tuple(outputs))
-    return Order(given["dtype"], tuple(given["architectures"]), model, tuple(given["heads"]), maps)
+    return Order(given["dtype"], tuple(given["architectures"]), model, tuple(given["heads"]), maps, given["peers"])
 
 
 def main() -> None:

@@ -48,6 +48,16 @@ def check_device() -> None:
     require(bool(has.value), "GPU", f"sm_{major}{minor}", "an architecture that the export has kernels for")
 
 
+def tell_peers(rank: int, size: int, flags: int, targets: int) -> None:
+    """Tells operators of the ranks that store to each other's memory; addresses of their meeting's tensors, 0: none."""
+    _loaded[0].sd3par_peers(*map(ctypes.c_int64, (rank, size, flags, targets)))
+
+
+def tell_pool(which: int, bases: tuple[int, ...], room: int) -> None:
+    """Tells operators where all ranks have a pool of shared memory, `room` numbers each; which: as in src/peers.h."""
+    _loaded[0].sd3par_peer_pool(c_int(which), (ctypes.c_int64 * len(bases))(*bases), ctypes.c_int64(room))
+
+
 def planned(tiles: int, blocks: int, programs: int) -> tuple[int, int, int, int]:
     """Returns attention's plan as the library makes it, and how many programs have something to do."""
     found = (ctypes.c_int64 * 4)()
@@ -55,13 +65,18 @@ def planned(tiles: int, blocks: int, programs: int) -> tuple[int, int, int, int]
     return tuple(found)  # type: ignore[return-value]
 
 
-def tiles(rows: list[int], terms: int, columns: int, programs: int) -> list[int]:
-    """Returns the numbers of the table of tiles as the library makes it, for products [M, terms] x [terms, columns]."""
+def tiles(streams: list[list[tuple[int, int, int]]], terms: int, columns: int, programs: int) -> list[int]:
+    """Returns the numbers of the table of tiles as the library makes it, for products [M, terms] x [terms, columns].
+
+    streams: of each product its rectangles of whole rows: first row, rows, and where they go.
+    """
     room = 1 << 20
-    found, given = (ctypes.c_int64 * room)(), (ctypes.c_int64 * len(rows))(*rows)
-    count = map(ctypes.c_int64, (len(rows), terms, columns, programs))
+    numbers = [number for stream in streams for rectangle in stream for number in rectangle]
+    found, given = (ctypes.c_int64 * room)(), (ctypes.c_int64 * len(numbers))(*numbers)
+    counts = (ctypes.c_int64 * len(streams))(*map(len, streams))
+    sizes = map(ctypes.c_int64, (len(streams), terms, columns, programs))
     _loaded[0].sd3par_tiles.restype = ctypes.c_int64
-    return list(found[: _loaded[0].sd3par_tiles(given, *count, found, ctypes.c_int64(room))])
+    return list(found[: _loaded[0].sd3par_tiles(given, counts, *sizes, found, ctypes.c_int64(room))])
 
 
 def _call(name: str, *arguments: object) -> None:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import paddle
 
 from sd3par.config import ModelConfig
-from sd3par.kernels.adaln import Stream, adaln_triton
-from sd3par.kernels.attention import attention_triton
+from sd3par.kernels.adaln import Copies, Stream, adaln_triton
+from sd3par.kernels.attention import Scattered, attention_triton
 from sd3par.kernels.attention_hopper import HEAD_DIM, attention_hopper
 from sd3par.kernels.conv import conv3x3_triton, upsample_conv3x3_triton
 from sd3par.kernels.gated_sum import gated_sum_triton
@@ -21,6 +21,7 @@ from sd3par.kernels.group_norm_silu import PARTS, TILE, group_norm_silu_triton
 from sd3par.kernels.guidance_euler import guidance_euler_triton
 from sd3par.kernels.linear import Product
 from sd3par.kernels.linear_hopper import SHAPES, Rectangle, linear_hopper
+from sd3par.kernels.meet import meet_triton
 from sd3par.kernels.patch_embed import patch_embed_triton
 from sd3par.kernels.qkv import split_heads_triton
 from sd3par.kernels.runtime import next_power_of_2
@@ -43,13 +44,17 @@ class Maps(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What to compile: for tensors of `dtype`, capabilities of GPUs, a transformer, heads of ranks, maps or none."""
+    """What to compile: for tensors of `dtype`, capabilities of GPUs, a transformer, heads of ranks, maps or none.
+
+    peers: how many ranks store to each other's memory, 0 where none does.
+    """
 
     dtype: str
     architectures: tuple[int, ...]
     model: ModelConfig
     heads: tuple[int, ...]
     maps: Maps | None
+    peers: int = 0
 
 
 def call_all(order: Order, architecture: int) -> None:
@@ -57,7 +62,9 @@ def call_all(order: Order, architecture: int) -> None:
     model, zeros = order.model, partial(paddle.zeros, dtype=order.dtype)
     _call_norms(model, zeros)
     if architecture // 10 == 9:
-        _call_pairs(zeros)
+        _call_pairs(order, zeros)
+    if order.peers:
+        _call_peers(model, order.peers, zeros)
     for heads in order.heads:
         _call_attention(model, heads, architecture, zeros)
     _call_ends(model, zeros)
@@ -83,13 +90,34 @@ def _call_norms(model: ModelConfig, zeros: partial[paddle.Tensor]) -> None:
     gated_sum_triton(image, vector, image, vector, None)
 
 
-def _call_pairs(zeros: partial[paddle.Tensor]) -> None:
-    """Two products in one launch, by tiles of all shapes; kernels are the same for all sizes."""
-    product = Product(zeros([_IMAGE, 256]), zeros([256, 256]), zeros([256]))
-    rectangles = [Rectangle(number, 0, _IMAGE, 0, 256, product.x.data_ptr(), 256) for number in range(2)]
-    for gelu in (False, True):
-        for shape in SHAPES:
-            linear_hopper([product] * 2, rectangles, gelu, shape)
+def _call_pairs(order: Order, zeros: partial[paddle.Tensor]) -> None:
+    """Two products in one launch, by tiles of all shapes; kernels are the same for all sizes but for very few terms."""
+    dim, head_dim = order.model.dim, order.model.attention_head_dim
+    terms = {dim, *(heads * head_dim for heads in order.heads), *(4 * dim // ranks for ranks in (1, order.peers or 1))}
+    for few in sorted({min(one, 192) for one in terms if one % 64 == 0}):
+        product = Product(zeros([_IMAGE, few]), zeros([few, 256]), zeros([256]))
+        rectangles = [Rectangle(number, 0, _IMAGE, 0, 256, product.x.data_ptr(), 256) for number in range(2)]
+        for gelu in (False, True):
+            for shape in SHAPES:
+                linear_hopper([product] * 2, rectangles, gelu, shape)
+
+
+def _call_peers(model: ModelConfig, peers: int, zeros: partial[paddle.Tensor]) -> None:
+    """Norms stored to all ranks, of sums of their parts, and meetings."""
+    image, text = zeros([_ROWS, _IMAGE, model.dim]), zeros([_ROWS, _TEXT, model.dim])
+    parts = [zeros([peers, *x.shape]) for x in (image, text)]
+    vector, addresses = zeros([_ROWS, 3, model.dim])[:, 1], paddle.zeros([peers], dtype="int64")
+    once, outs = ((vector, vector),), [[Copies(addresses, peers * x.shape[1] * model.dim)] for x in (image, text)]
+    adaln_triton([Stream(image, None, None, once), Stream(text, None, None, once)], outs)
+    adaln_triton([Stream(image, parts[0], vector, once), Stream(text, parts[1], vector, once)], outs)
+    if model.dual_attention_layers:
+        twice, both = once * 2, [[*outs[0], *outs[0]], outs[1]]
+        adaln_triton([Stream(image, None, None, twice), Stream(text, None, None, once)], both)
+        adaln_triton([Stream(image, parts[0], vector, twice), Stream(text, parts[1], vector, once)], both)
+        adaln_triton([Stream(image, parts[0], None, once), Stream(text, parts[1], vector, once)], outs)
+        place = Scattered(addresses, _IMAGE, _IMAGE * model.dim, model.dim)
+        gated_sum_triton(image, vector, image, vector, place)
+    meet_triton(paddle.zeros([peers + 1], dtype="int32"), addresses)
 
 
 def _call_attention(model: ModelConfig, heads: int, architecture: int, zeros: partial[paddle.Tensor]) -> None:

@@ -15,7 +15,9 @@ from paddle import Tensor
 
 from sd3par import kernels
 from sd3par.attention import windows
+from sd3par.errors import ConfigError
 from sd3par.kernels import Product
+from sd3par.kernels.static import calls
 from sd3par.padding import merge
 from sd3par.plan import WeightPlan
 from sd3par.static.mesh import TracedMesh
@@ -94,3 +96,29 @@ class TracedSums(Sums):
         if len(values) == 2 and isinstance(self.mesh, TracedMesh):
             return list(self.mesh.all_reduce_two(self.mesh.mp, *values))
         return [self.mesh.all_reduce(self.mesh.mp, value) for value in values]
+
+
+class TracedPeerSums:
+    """`PeerSums` in a program: what is shared lies where `peers.PeerMemory` says when it runs."""
+
+    def __init__(self) -> None:
+        self._likes: list[Tensor] = []  # image and text, whole: for their lengths, which are not known here
+
+    def held(self, x: Tensor) -> Tensor:
+        """x: [R, t, D], the text, then the image -> the tokens that this rank norms."""
+        self._likes = [x, *self._likes][:2]
+        return calls.peer_held(x)
+
+    def norm(self, streams: list[kernels.Stream], lengths: list[int], last: bool = False) -> list[tuple[Tensor, ...]]:
+        """Adds its branch to each stream and norms it: [R, held, D] -> the same, and norms of all tokens, [R, t, D]."""
+        return calls.peer_norm(streams, self._likes, last)
+
+    def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
+        """Returns the parts of each sum over mp, [mp, R, size, D]: `norm` adds them up."""
+        plain = [branch.product() for branch in branches if isinstance(branch, Branch)]
+        if len(plain) == len(branches):
+            return calls.peer_add(plain)
+        both = branches[0]
+        if not isinstance(both, GatedBranches) or len(plain) != 1:
+            raise ConfigError("transport", "peer", "collective: the last block is a dual one")
+        return calls.peer_add_gated(both.first.value(), both.gate, both.second.value(), both.gate2, plain[0])

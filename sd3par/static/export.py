@@ -50,6 +50,10 @@ class Target:
     def __post_init__(self) -> None:
         possible = ("float32",) if self.kind == "cpu" else ("float32", "bfloat16", "float16")
         require(self.dtype in possible, "dtype", self.dtype, f"{', '.join(possible)} for {self.kind}")
+        if self.parallel.transport == "peer":
+            hopper = self.kind == "cuda" and self.dtype != "float32" and set(self.architectures) == {90}
+            fits = hopper and self.parallel.mp > 1 and self.parallel.sp == 1
+            require(fits, "transport", "peer", "collective, but for mp alone, in half precision, on sm_90")
 
     def tracing(self) -> AbstractContextManager[None]:
         """Returns what to trace within."""
@@ -210,8 +214,8 @@ class _Export:
         manifest = Manifest(
             format=FORMAT, sd3par=__version__, paddle=paddle.__version__, triton=operators.triton_version(target.kind),
             model=self.files.name, dtype=target.dtype, target=target.kind, architectures=target.architectures,
-            dp=parallel.dp, mp=parallel.mp, sp=parallel.sp, limits=asdict(limits), configs=self.configs,
-            scheduler=dict(self.files.scheduler), programs=self.programs, operators=tuple(made),
+            dp=parallel.dp, mp=parallel.mp, sp=parallel.sp, transport=target.mesh(0).transport, limits=asdict(limits),
+            configs=self.configs, scheduler=dict(self.files.scheduler), programs=self.programs, operators=tuple(made),
             weights=fingerprint(listed, PARAMETERS), files=listed,
         )  # fmt: skip
         manifest.write(self.folder)

@@ -7,6 +7,7 @@ from sd3par.device import Device
 from sd3par.errors import CheckpointError
 from sd3par.mesh import Mesh
 from sd3par.static import operators
+from sd3par.static.peers import PeerMemory
 from sd3par.static.program import Program
 from sd3par.static.text import load_static_text
 from sd3par.static.transformer import StaticTransformer
@@ -80,7 +81,7 @@ def load_parts(
     texts = [name for name in TEXT if getattr(files, name) is not None]
     programs = Programs(export, mesh.world.rank, (*TRANSFORMER, *VAE, *texts))
     try:
-        loaded = _loaded(files, programs, device.dtype, mesh)
+        loaded = _loaded(files, programs, device.dtype, mesh, export.manifest.transport)
     except Exception:
         programs.finish()  # which says why, if the reason is a changed file
         raise
@@ -89,10 +90,12 @@ def load_parts(
 
 
 def _loaded(
-    files: ModelFiles, programs: Programs, dtype: str, mesh: Mesh
+    files: ModelFiles, programs: Programs, dtype: str, mesh: Mesh, transport: str
 ) -> tuple[StaticTransformer, StaticVAE, TextEncoders | None]:
     config = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
     vae = VAEConfig.parse(files.vae.config, files.vae.where)
-    transformer = StaticTransformer(config, mesh, dtype, *map(programs.must, TRANSFORMER))
+    peers = PeerMemory(mesh, config.dim, dtype, bool(config.dual_attention_layers)) if transport == "peer" else None
+    prepare, step = map(programs.must, TRANSFORMER)
+    transformer = StaticTransformer(config, mesh, dtype, prepare, step, peers)
     text = load_static_text(files, programs.load, dtype, mesh)
     return transformer, StaticVAE(vae, mesh, *map(programs.must, VAE)), text

@@ -46,7 +46,7 @@ class TracedMesh(Mesh):
             name: Axis(len(own), own.index(rank), Ring(tuple(own), ring(own, parallel.world)))
             for name, own in axis_ranks(parallel, rank).items()
         }
-        return cls(axes["dp"], axes["sp"], axes["mp"], axes["world"], transport="collective", cpu=cpu)
+        return cls(axes["dp"], axes["sp"], axes["mp"], axes["world"], transport=_transport(parallel), cpu=cpu)
 
     def all_reduce(self, axis: Axis, x: Tensor) -> Tensor:
         """The same as of `Mesh`, in a program."""
@@ -86,3 +86,7 @@ class TracedMesh(Mesh):
             return self.all_gather(axis, x)[:, axis.rank]
         self.written["all_to_all"] += 1
         return calls.all_to_all(x, axis.group.id)
+
+
+def _transport(parallel: ParallelConfig) -> str:
+    return "peer" if parallel.transport == "peer" else "collective"

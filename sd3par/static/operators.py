@@ -33,7 +33,8 @@ def write(
     channels = sorted({vae.latent_channels, *vae.block_out_channels})
     pictures = sorted({vae.out_channels, 2 * vae.latent_channels} - set(channels))
     maps = static.Maps(vae.norm_num_groups, EPSILON, tuple(channels), tuple(pictures))
-    return static.write_operators(folder, dtype, architectures, model, _heads(model, parallel), maps)
+    peers = parallel.mp if parallel.transport == "peer" else 0
+    return static.write_operators(folder, dtype, architectures, model, _heads(model, parallel), maps, peers)
 
 
 def _heads(model: ModelConfig, parallel: ParallelConfig) -> list[int]:

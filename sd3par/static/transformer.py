@@ -14,6 +14,7 @@ from sd3par.config import ModelConfig
 from sd3par.mesh import Mesh
 from sd3par.plan import Rows, Tokens, tokens_for
 from sd3par.static.numbers import join_numbers, places, rows_of, split_numbers
+from sd3par.static.peers import PeerMemory
 from sd3par.static.program import Program
 
 
@@ -22,16 +23,19 @@ class StaticTransformer:
 
     Args:
         prepare, step: as `parts.Prepare` and `parts.Step` say.
+        peers: what a step's operators store to, None where they send.
     """
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, dtype: str, prepare: Program, step: Program) -> None:
+    def __init__(
+        self, config: ModelConfig, mesh: Mesh, dtype: str, prepare: Program, step: Program, peers: PeerMemory | None
+    ) -> None:
         self.config, self.mesh, self.dtype = config, mesh, dtype
-        self._prepare, self._step = prepare, step
+        self._prepare, self._step, self._peers = prepare, step, peers
 
     @property
     def transport(self) -> str:
-        """Returns that ranks hand each other by collectives what they compute."""
-        return "collective"
+        """Returns "peer" where a rank stores to another's memory, else "collective"."""
+        return "collective" if self._peers is None else "peer"
 
     @property
     def modulation_count(self) -> int:
@@ -61,6 +65,8 @@ class StaticTransformer:
     def steps(self, rows: Rows, conditions: Conditions) -> Step:
         """Returns the denoising step of a request: one run of a program."""
         count, layout = conditions.context.shape[0], conditions.layout
+        if self._peers is not None:
+            self._peers.prepare(count, (layout.image.total, layout.context.total))
         numbers = rows_of(rows, count, self.mesh.dp.rank, self.mesh.dp.size)
         if self.mesh.sp.size > 1:
             streams: tuple[Tokens, ...] = (layout.image, layout.context)

@@ -58,6 +58,7 @@ class Manifest:
 
     target: "cpu", or "cuda" for GPUs of `architectures` (90: sm_90), which have operators of their own in `operators`.
     programs: name -> of each rank its [program, parameters], or null where the rank has none.
+    transport: "peer" where ranks of mp store to each other's memory, else "collective".
     configs: of the model's parts, as their checkpoints have them. weights: a fingerprint of all parameters.
     """
 
@@ -72,6 +73,7 @@ class Manifest:
     dp: int
     mp: int
     sp: int
+    transport: str
     limits: dict[str, Any]
     configs: dict[str, Any]
     scheduler: dict[str, Any]

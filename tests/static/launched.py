@@ -176,60 +176,62 @@ def alike(one: object, other: object) -> bool:
     return one == other
 
 
-def compare(case: Case, sizes: dict[str, int], program: Any, kernels: list[Kernel], launches: list[Any]) -> str:
-    given = zeros(case, sizes, DTYPE)
-    log = Path(os.environ["DRY_LAUNCHES"])
-    log.write_text("")
-    with paddle.no_grad():
-        made = program(*given)
-    made = list(made) if isinstance(made, (list, tuple)) else [made]
-    memory = Memory()
-    memory.name(given, "input")
-    memory.name(made, "result")
+def listed(made: Any) -> list[Tensor]:
+    return list(made) if isinstance(made, (list, tuple)) else [made]
+
+
+def programs(log: Path, kernels: list[Kernel], memory: Memory) -> list[Launch]:
+    """What the dry driver noted."""
     found = []
     for line in log.read_text().splitlines():
         number, x, y, z, threads, shared, _, *values = line.split()
         kernel = kernels[int(number)]
-        bytes_ = [bytes.fromhex(one) for one in values]
+        given = program_values(kernel.leaves, [bytes.fromhex(one) for one in values], memory)
         grid = (int(x), int(y), int(z))
-        found.append(
-            Launch(
-                kernel.name,
-                kernel.constants,
-                grid,
-                int(threads),
-                int(shared),
-                program_values(kernel.leaves, bytes_, memory),
-            )
-        )
+        found.append(Launch(kernel.name, kernel.constants, grid, int(threads), int(shared), given))
+    return found
+
+
+def eagers(launches: list[Any], memory: Memory) -> list[Launch]:
+    """What Triton's driver noted."""
+    found = []
+    for source, metadata, grid, arguments in launches:
+        values = eager_values(source, metadata, arguments, memory)
+        threads = 32 * metadata.num_warps
+        found.append(Launch(source.fn.__name__, constants_of(source), tuple(grid), threads, metadata.shared, values))
+    return found
+
+
+def difference(found: list[Launch], wanted: list[Launch]) -> str:
+    """Returns "" if the launches are alike, else what differs first."""
+    if len(found) != len(wanted):
+        return f"{len(found)} launches for {len(wanted)}: {found} {wanted}"
+    for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        if one[:5] != other[:5] or len(one.values) != len(other.values):
+            return f"{number}: {one} for {other}"
+        wrong = [(i, a, b) for i, (a, b) in enumerate(zip(one.values, other.values, strict=True)) if not alike(a, b)]
+        if wrong:
+            return f"{number}, {one.name}: {wrong}"
+    return ""
+
+
+def compare(case: Case, sizes: dict[str, int], program: Any, kernels: list[Kernel], launches: list[Any]) -> str:
+    given, log = zeros(case, sizes, DTYPE), Path(os.environ["DRY_LAUNCHES"])
+    log.write_text("")
+    with paddle.no_grad():
+        made = listed(program(*given))
     launches.clear()
     results = case.function(*given)
-    memory = Memory()
-    memory.name(given, "input")
-    memory.name(results, "result")
-    wanted = [
-        Launch(
-            source.fn.__name__,
-            constants_of(source),
-            tuple(grid),
-            32 * metadata.num_warps,
-            metadata.shared,
-            eager_values(source, metadata, arguments, memory),
-        )
-        for source, metadata, grid, arguments in launches
-    ]
     shapes = [x.shape for x in made], [x.shape for x in results]
     if shapes[0] != shapes[1]:
         return f"shapes {shapes}"
-    if len(found) != len(wanted):
-        return f"{len(found)} launches for {len(wanted)}: {found} {wanted}"
-    for one, other in zip(found, wanted, strict=True):
-        if one[:5] != other[:5] or len(one.values) != len(other.values):
-            return f"{one} for {other}"
-        wrong = [(i, a, b) for i, (a, b) in enumerate(zip(one.values, other.values, strict=True)) if not alike(a, b)]
-        if wrong:
-            return f"{one.name}: {wrong}"
-    return ""
+    memories = []
+    for each in (made, results):
+        memory = Memory()
+        memory.name(given, "input")
+        memory.name(each, "result")
+        memories.append(memory)
+    return difference(programs(log, kernels, memories[0]), eagers(launches, memories[1]))
 
 
 def main() -> None:

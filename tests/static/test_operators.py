@@ -15,13 +15,14 @@ from pathlib import Path
 import paddle
 import pytest
 
-from sd3par import ConfigError
+from sd3par import ConfigError, ParallelConfig
 from sd3par.kernels import linear_hopper_tiles as tiles
 from sd3par.kernels import runtime, static
 from sd3par.kernels.attention_hopper_split import planned, programs_of
 from sd3par.kernels.linear_hopper import SHAPES
 from sd3par.kernels.linear_hopper_tiles import Rectangle, choose
 from sd3par.kernels.static import build, library, table
+from sd3par.static.export import Target
 from tests.static.operator_cases import CASES, MAPS, MODEL, save
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -75,6 +76,14 @@ def test_a_recorded_step_is_eager_codes_in_memory_of_its_own(dry_plugin: Path, d
 
 
 @slow
+def test_ranks_store_to_peers_as_eager_ones_do(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
+    """A step of both ranks of two: the same launches, tables of tiles and addresses; a meeting behind each exchange."""
+    found = run("stored", dry_plugin, driver, tmp_path)
+    assert found["wrong"] == {"0": "", "1": ""}
+    assert found["launches"] == {"0": [41, 17], "1": [41, 17]}
+
+
+@slow
 def test_collectives_of_programs_run_and_are_recorded(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
     """In bfloat16, by a group that the process made; one that is not there is an error in words."""
     environment = {**os.environ, "CUSTOM_DEVICE_ROOT": str(dry_plugin), "LD_LIBRARY_PATH": str(driver),
@@ -125,17 +134,34 @@ def test_plans_are_those_of_eager_code() -> None:
         assert library.planned(tiles, blocks, programs) == wanted, (tiles, blocks, programs)
 
 
-def test_tiles_of_two_products_are_those_of_eager_code() -> None:
+@pytest.mark.parametrize("cuts", [1, 2, 4, 8])
+def test_tiles_of_two_products_are_those_of_eager_code(cuts: int) -> None:
+    """Each product's results whole, or its rows cut among peers."""
     library.register(build.library())
-    numbers = random.Random(0)
-    for _ in range(60):
-        rows, programs = [numbers.randint(1, 2600), numbers.randint(1, 700)], numbers.choice((78, 114, 132))
+    numbers = random.Random(cuts)
+    for _ in range(30):
+        rows, programs = [numbers.randint(8, 2600), numbers.randint(8, 700)], numbers.choice((78, 114, 132))
         terms, columns = 64 * numbers.randint(1, 96), 64 * numbers.choice((1, 3, 24, 36, 72, 96))
-        whole = [Rectangle(stream, 0, count, 0, columns, 0, columns) for stream, count in enumerate(rows)]
-        shape = choose(whole, terms // 64, SHAPES, programs)
-        wanted = tiles.table(whole, terms // 64, columns, shape, programs)
-        found = library.tiles(rows, terms, columns, programs)
+        streams = [
+            [one._replace(stream=i) for one in split(count, cuts, columns, numbers)] for i, count in enumerate(rows)
+        ]
+        shape = choose([one for stream in streams for one in stream], terms // 64, SHAPES, programs)
+        wanted = tiles.table([one for stream in streams for one in stream], terms // 64, columns, shape, programs)
+        given = [[(one.row, one.rows, one.address) for one in stream] for stream in streams]
+        found = library.tiles(given, terms, columns, programs)
         assert found == wanted.flatten().tolist(), (rows, terms, columns, programs)
+
+
+def split(rows: int, parts: int, columns: int, numbers: random.Random) -> list[Rectangle]:
+    """A stream's rectangles, relative to the first."""
+    size = -(-rows // parts)
+    edges = [min(i * size, rows) for i in range(parts + 1)]
+    addresses = [0, *(16 * numbers.randint(-(1 << 40), 1 << 40) for _ in range(parts - 1))]
+    return [
+        Rectangle(0, a, b - a, 0, columns, address, columns)
+        for a, b, address in zip(edges, edges[1:], addresses, strict=False)
+        if b > a
+    ]
 
 
 def test_programs_hold_operators_and_nothing_of_the_copies_that_views_would_be(tmp_path: Path) -> None:
@@ -166,6 +192,19 @@ def test_what_there_are_no_kernels_for_is_refused(dtype: str, architectures: lis
         static.write_operators(tmp_path, dtype, architectures, MODEL)
     with pytest.raises(ConfigError), static.tracing(dtype, architectures):
         pass
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "architectures"),
+    [({"mp": 2}, "float32", (90,)), ({"mp": 2}, "bfloat16", (90, 100)), ({"dp": 2}, "bfloat16", (90,)),
+     ({"mp": 2, "sp": 2}, "bfloat16", (90,))],
+)  # fmt: skip
+def test_stores_to_peers_are_refused_where_nothing_can(
+    sizes: dict[str, int], dtype: str, architectures: tuple[int, ...]
+) -> None:
+    with pytest.raises(ConfigError, match="transport: got peer; allowed: collective, but for mp alone"):
+        Target(ParallelConfig(**sizes, transport="peer"), dtype, "cuda", architectures)
+    assert Target(ParallelConfig(mp=2, transport="peer"), "bfloat16", "cuda", (90,)).mesh(1).transport == "peer"
 
 
 def test_files_that_are_missing_or_of_another_version_are_refused(tmp_path: Path) -> None:

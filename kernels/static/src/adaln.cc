@@ -1,88 +1,32 @@
-// Gated sums and modulated norms: kernels/adaln.py. The vectors of a stream are lines of larger tensors of modulations,
-// [..., R, lines, D], which a program has no views of.
+// Gated sums and modulated norms, into new tensors.
 #include "failure.h"
 #include "launch.h"
-#include "lines.h"
+#include "streams.h"
 
 namespace sd3par {
 namespace {
 
-enum Vector { kGate, kScale, kShift, kScale2, kShift2, kVectors };
-
-// What an operator says of its streams. lines: of each stream's five vectors, which of `bases` it is in and at which
-// line, two numbers each, -1 and -1 for none; norms: of each stream, how many.
-struct Layout {
-  const std::vector<int>& lines;
-  const std::vector<int>& norms;
-  bool adds;  // a branch to x, whose sum is an output
-
-  std::size_t streams() const { return norms.size(); }
-};
-
-// The arguments of one stream, in the order of the kernel's Places.
-void AddStream(const Layout& layout, std::size_t index, const Tensor& x, const Maybe& branch,
-               const std::vector<Tensor>& bases, const Tensor& total, const std::vector<Tensor>& outs,
-               Arguments* arguments) {
+// New tensors of a stream's norms.
+Norms Made(const Tensor& x, int count) {
   auto shape = ShapeOf(x);
-  std::int64_t rows = shape[0], tokens = shape[1], dim = shape[2], row = tokens * dim;
-  std::vector<Line> lines;
-  for (int i = 0; i < kVectors; ++i) {
-    auto at = 2 * (kVectors * index + i);
-    lines.push_back(LineOf(bases, layout.lines[at], layout.lines[at + 1], rows, dim));
+  Norms norms;
+  for (int i = 0; i < count; ++i) {
+    norms.outs.push_back(Empty(shape, x));
+    norms.targets.push_back(Pointer(norms.outs.back()));
   }
-  bool twice = layout.norms[index] == 2;
-  for (const auto& one : {Pointer(x), Pointer(branch)}) arguments->push_back(one);
-  for (const auto& line : lines) arguments->push_back(line.vector);
-  for (const auto& one : {Pointer(total), Pointer(outs[0]), twice ? Pointer(outs[1]) : Argument()}) {
-    arguments->push_back(one);
-  }
-  for (auto number : {tokens, row, dim, std::int64_t{0}, branch ? row : 0, branch ? dim : 0}) {
-    arguments->push_back(number);
-  }
-  for (const auto& line : lines) arguments->push_back(line.stride);
-  for (auto number : {row, twice ? row : 0}) arguments->push_back(number);
-}
-
-struct Streams {
-  std::vector<Tensor> x;
-  std::vector<Maybe> branches;
-};
-
-std::vector<Tensor> Run(const Layout& layout, const Streams& streams, const std::vector<Tensor>& bases) {
-  Gpu gpu(streams.x[0]);
-  auto shape = ShapeOf(streams.x[0]);
-  std::vector<Tensor> sums, norms, results;
-  std::vector<Arguments> given;
-  std::int64_t tokens = 0;
-  for (std::size_t i = 0; i < layout.streams(); ++i) {
-    const Tensor& x = streams.x[i];
-    auto own = ShapeOf(x);
-    Require(own[0] == shape[0] && own[2] == shape[2], "adaln: streams of different rows or columns");
-    tokens += own[1];
-    Tensor total = layout.adds ? Empty(own, x) : x;
-    if (layout.adds) sums.push_back(total);
-    std::vector<Tensor> outs;
-    for (int j = 0; j < layout.norms[i]; ++j) outs.push_back(Empty(own, x));
-    norms.insert(norms.end(), outs.begin(), outs.end());
-    given.emplace_back();
-    AddStream(layout, i, x, streams.branches[i], bases, total, outs, &given.back());
-  }
-  Arguments arguments = given.front();
-  arguments.insert(arguments.end(), given.back().begin(), given.back().end());
-  auto& kernel = gpu.Find("_adaln", arguments, {{"DIM", shape[2]}, {"PARTS", 1}, {"COPIES", 1}});
-  gpu.Launch(kernel, tokens, shape[0], 1, arguments);
-  results = sums;
-  results.insert(results.end(), norms.begin(), norms.end());
-  return results;
+  norms.row = shape[1] * shape[2];
+  return norms;
 }
 
 std::vector<Tensor> Adaln(const Tensor& x, const Maybe& branch, const Maybe& x2, const Maybe& branch2,
                           const std::vector<Tensor>& bases, const std::vector<int>& lines,
                           const std::vector<int>& norms) {
-  Streams streams{{x}, {branch}};
+  Gpu gpu(x);
+  Streams streams{{x}, {branch}, {}};
   if (x2) streams.x.push_back(*x2), streams.branches.push_back(branch2);
   Require(streams.x.size() == norms.size(), "adaln: norms of as many streams as there are");
-  return Run({lines, norms, branch.is_initialized()}, streams, bases);
+  for (std::size_t i = 0; i < norms.size(); ++i) streams.norms.push_back(Made(streams.x[i], norms[i]));
+  return RunStreams(gpu, {lines, norms, branch.is_initialized()}, streams, bases, {{"PARTS", 1}, {"COPIES", 1}});
 }
 
 std::vector<Shape> Shapes(const Shape& x, const MaybeShape& branch, const MaybeShape& x2, const MaybeShape&,

@@ -166,11 +166,11 @@ void Gpu::Launch(Kernel& kernel, std::int64_t x, std::int64_t y, std::int64_t z,
        kernel.name.c_str());
 }
 
-void Gpu::Copy(const Tensor& from, Tensor* to) const {
-  auto size = static_cast<std::size_t>(from.numel()) * phi::SizeOf(from.dtype());
-  if (size == 0) return;
-  Must(Cuda().cuMemcpyDtoDAsync(reinterpret_cast<Address>(to->data()), reinterpret_cast<Address>(from.data()), size,
-                                stream_),
+void Gpu::CopyPart(const Tensor& from, std::int64_t start, Tensor* to, std::int64_t place, std::int64_t count) const {
+  auto size = phi::SizeOf(from.dtype());
+  if (count == 0) return;
+  Must(Cuda().cuMemcpyDtoDAsync(reinterpret_cast<Address>(to->data()) + place * size,
+                                reinterpret_cast<Address>(from.data()) + start * size, count * size, stream_),
        "cuMemcpyDtoDAsync");
 }
 

@@ -34,8 +34,9 @@ class Gpu {
   // Starts it; does nothing if a side of the grid is 0.
   void Launch(Kernel& kernel, std::int64_t x, std::int64_t y, std::int64_t z, const Arguments& arguments) const;
 
-  // Copies behind what the stream does already.
-  void Copy(const Tensor& from, Tensor* to) const;
+  // Copies behind what the stream does already; `count` numbers from one place to another.
+  void Copy(const Tensor& from, Tensor* to) const { CopyPart(from, 0, to, 0, from.numel()); }
+  void CopyPart(const Tensor& from, std::int64_t start, Tensor* to, std::int64_t place, std::int64_t count) const;
 
  private:
   int device_ = 0, architecture_ = 0, processors_ = 0;

@@ -27,7 +27,9 @@ Table TableFor(const Gpu& gpu, const std::vector<std::int64_t>& rows, std::int64
   std::lock_guard<std::mutex> hold(lock);
   Table& found = (*known)[{gpu.device(), rows, terms, columns}];
   if (found.lines == 0) {
-    auto made = TilesOf(rows, terms, columns, gpu.processors());
+    std::vector<Rectangles> streams;
+    for (auto count : rows) streams.push_back({{0, count, 0}});
+    auto made = TilesOf(streams, terms, columns, gpu.processors());
     auto size = made.lines.size() * sizeof(made.lines[0]);
     Address lines = 0;
     Must(Cuda().cuMemAlloc(&lines, size), "cuMemAlloc");
@@ -70,7 +72,8 @@ std::vector<Tensor> Together(const Gpu& gpu, const std::vector<Operands>& both, 
   }
   auto table = TableFor(gpu, rows, both[0].terms(), both[0].columns());
   arguments.push_back({"i64", reinterpret_cast<const void*>(table.lines)});
-  auto& kernel = gpu.Find("_linear_hopper", arguments, {{"STAGES", table.stages}, {"GELU", gelu}, {"BIASED", 1}});
+  Constants constants = {{"STAGES", table.stages}, {"GELU", gelu}, {"BIASED", 1}, {"LEAD", LeadFor(both[0].terms())}};
+  auto& kernel = gpu.Find("_linear_hopper", arguments, constants);
   gpu.Launch(kernel, table.programs, 1, 1, arguments);
   return outs;
 }

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <queue>
+#include <set>
+#include <tuple>
 #include <utility>
 
 namespace sd3par {
@@ -70,21 +73,97 @@ std::vector<std::int64_t> GroupsOf(const std::vector<Line>& lines) {
   return groups;
 }
 
+// Rows of one tile, and with which its second part begins.
+struct Span {
+  std::int64_t row, rows, split;
+};
+
+class Cuts {
+ public:
+  explicit Cuts(const Rectangles& rectangles) : rectangles_(rectangles) {
+    std::set<std::int64_t> edges;
+    for (const auto& one : rectangles) edges.insert(one.row), edges.insert(one.row + one.rows);
+    cuts_.assign(edges.begin(), edges.end());
+  }
+
+  // All tiles below each other: a tile ends where a third rectangle would begin.
+  std::vector<Span> Spans(std::int64_t height) const {
+    std::vector<Span> found;
+    for (std::int64_t row = cuts_.front(); row < cuts_.back();) {
+      std::int64_t end = std::min(row + height, cuts_.back());
+      auto inner = std::upper_bound(cuts_.begin(), cuts_.end(), row);
+      std::int64_t split = inner != cuts_.end() && *inner < end ? *inner : end;
+      if (split < end && std::next(inner) != cuts_.end() && *std::next(inner) < end) end = *std::next(inner);
+      found.push_back({row, end - row, split - row});
+      row = end;
+    }
+    return found;
+  }
+
+  // One of each rectangle's spans in turn, so that no link has all of a time's stores.
+  std::vector<Span> ByTurns(const std::vector<Span>& spans) const {
+    std::vector<std::vector<Span>> owners;
+    std::vector<std::int64_t> firsts;
+    for (const auto& span : spans) {
+      std::int64_t first = Above(span.row);
+      auto at = std::find(firsts.begin(), firsts.end(), first) - firsts.begin();
+      if (at == static_cast<std::ptrdiff_t>(firsts.size())) firsts.push_back(first), owners.emplace_back();
+      owners[at].push_back(span);
+    }
+    std::vector<std::tuple<double, std::size_t, std::int64_t, Span>> turns;
+    for (std::size_t which = 0; which < owners.size(); ++which) {
+      const auto& some = owners[which];
+      for (std::size_t i = 0; i < some.size(); ++i) {
+        turns.emplace_back(static_cast<double>(i) / static_cast<double>(some.size()), which, some[i].row, some[i]);
+      }
+    }
+    std::sort(turns.begin(), turns.end(), [](const auto& a, const auto& b) {
+      return std::tie(std::get<0>(a), std::get<1>(a), std::get<2>(a)) <
+             std::tie(std::get<0>(b), std::get<1>(b), std::get<2>(b));
+    });
+    std::vector<Span> ordered;
+    for (const auto& turn : turns) ordered.push_back(std::get<3>(turn));
+    return ordered;
+  }
+
+  // Where a tile's first row would be, by the rectangle that has `owner`.
+  std::int64_t Place(std::int64_t owner, std::int64_t row, std::int64_t column, std::int64_t columns) const {
+    std::int64_t first = Above(owner);
+    for (const auto& one : rectangles_) {
+      if (one.row == first) return one.address + 2 * ((row - one.row) * columns + column);
+    }
+    return kNowhere;
+  }
+
+ private:
+  std::int64_t Above(std::int64_t row) const { return *std::prev(std::upper_bound(cuts_.begin(), cuts_.end(), row)); }
+
+  const Rectangles& rectangles_;
+  std::vector<std::int64_t> cuts_;
+};
+
+Line LineOf(const Cuts& cuts, std::int64_t stream, const Span& span, std::int64_t column, std::int64_t columns,
+            const TileShape& shape) {
+  Line line{stream, span.row, span.rows, column, span.split, columns};
+  for (std::int64_t j = 0; j < shape.columns / kGroup; ++j) {
+    std::int64_t at = column + j * kGroup;
+    bool second = span.split < span.rows && at < columns;
+    line[kPlaces + 2 * j] = at < columns ? cuts.Place(span.row, span.row, at, columns) : kNowhere;
+    line[kPlaces + 2 * j + 1] = second ? cuts.Place(span.row + span.split, span.row, at, columns) : kNowhere;
+  }
+  return line;
+}
+
 // The tiles of a product, `band` of them below each other at a time.
-void AddRaster(std::int64_t stream, std::int64_t rows, std::int64_t columns, const TileShape& shape,
+void AddRaster(std::int64_t stream, const Rectangles& rectangles, std::int64_t columns, const TileShape& shape,
                std::vector<Line>* lines) {
-  std::int64_t height = kGroup * shape.groups, count = Up(rows, height);
-  for (std::int64_t begin = 0; begin < count; begin += shape.band) {
+  Cuts cuts(rectangles);
+  auto spans = cuts.ByTurns(cuts.Spans(kGroup * shape.groups));
+  for (std::size_t begin = 0; begin < spans.size(); begin += shape.band) {
+    std::size_t end = std::min(begin + shape.band, spans.size());
     for (std::int64_t column = 0; column < columns; column += shape.columns) {
-      for (std::int64_t i = begin; i < std::min(begin + shape.band, count); ++i) {
-        std::int64_t row = i * height, own = std::min(height, rows - row);
-        Line line{stream, row, own, column, own, columns};
-        for (std::int64_t j = 0; j < shape.columns / kGroup; ++j) {
-          std::int64_t at = column + j * kGroup;
-          line[kPlaces + 2 * j] = at < columns ? 2 * (row * columns + at) : kNowhere;
-          line[kPlaces + 2 * j + 1] = kNowhere;
-        }
-        lines->push_back(line);
+      for (std::size_t i = begin; i < end; ++i) {
+        lines->push_back(LineOf(cuts, stream, spans[i], column, columns, shape));
       }
     }
   }
@@ -110,9 +189,9 @@ void SortLargestFirst(std::vector<Line>* lines) {
                    [](const Line& a, const Line& b) { return Up(a[kRows], kGroup) > Up(b[kRows], kGroup); });
 }
 
-std::vector<Line> Tiles(const std::vector<std::int64_t>& rows, std::int64_t columns, const TileShape& shape) {
+std::vector<Line> Tiles(const std::vector<Rectangles>& streams, std::int64_t columns, const TileShape& shape) {
   std::vector<Line> lines;
-  for (std::size_t i = 0; i < rows.size(); ++i) AddRaster(i, rows[i], columns, shape, &lines);
+  for (std::size_t i = 0; i < streams.size(); ++i) AddRaster(i, streams[i], columns, shape, &lines);
   SortLargestFirst(&lines);
   return lines;
 }
@@ -132,16 +211,15 @@ std::vector<Line> CutTiles(const std::vector<Line>& lines, std::int64_t steps, s
 
 }  // namespace
 
-TileTable TilesOf(const std::vector<std::int64_t>& rows, std::int64_t terms, std::int64_t columns,
-                  std::int64_t programs) {
+TileTable TilesOf(const std::vector<Rectangles>& streams, std::int64_t terms, std::int64_t columns, std::int64_t programs) {
   std::int64_t steps = terms / kStep;
   const TileShape* chosen = nullptr;
   double least = 0;
   for (const auto& shape : kShapes) {
-    double end = Finish(GroupsOf(Tiles(rows, columns, shape)), steps, shape, programs).first;
+    double end = Finish(GroupsOf(Tiles(streams, columns, shape)), steps, shape, programs).first;
     if (chosen == nullptr || end < least) chosen = &shape, least = end;
   }
-  auto lines = CutTiles(Tiles(rows, columns, *chosen), steps, columns, *chosen, programs);
+  auto lines = CutTiles(Tiles(streams, columns, *chosen), steps, columns, *chosen, programs);
   std::vector<double> costs;
   for (auto groups : GroupsOf(lines)) costs.push_back(Cost(groups, steps, *chosen));
   auto given = Assign(costs, programs);
@@ -160,11 +238,18 @@ TileTable TilesOf(const std::vector<std::int64_t>& rows, std::int64_t terms, std
 
 }  // namespace sd3par
 
-// For tests, which compare it with Python's: writes at most `room` numbers, returns how many there are.
-extern "C" std::int64_t sd3par_tiles(const std::int64_t* rows, std::int64_t count, std::int64_t terms,
-                                     std::int64_t columns, std::int64_t programs, std::int64_t* found,
-                                     std::int64_t room) {
-  auto table = sd3par::TilesOf({rows, rows + count}, terms, columns, programs);
+// For tests, which compare it with Python's. rectangles: of all streams, three numbers each; counts: how many each has.
+// Writes at most `room` numbers, returns how many there are.
+extern "C" std::int64_t sd3par_tiles(const std::int64_t* rectangles, const std::int64_t* counts, std::int64_t streams,
+                                     std::int64_t terms, std::int64_t columns, std::int64_t programs,
+                                     std::int64_t* found, std::int64_t room) {
+  std::vector<sd3par::Rectangles> given(streams);
+  for (std::int64_t i = 0; i < streams; ++i) {
+    for (std::int64_t j = 0; j < counts[i]; ++j, rectangles += 3) {
+      given[i].push_back({rectangles[0], rectangles[1], rectangles[2]});
+    }
+  }
+  auto table = sd3par::TilesOf(given, terms, columns, programs);
   std::int64_t written = 0;
   for (const auto& line : table.lines) {
     for (auto number : line) {
