@@ -84,6 +84,8 @@ def export(
     """
     out = Path(folder)
     require(not out.exists(), "out", str(folder), "a folder that does not exist yet")
+    reason = operators.why_not_traceable(target.kind, target.dtype)
+    require(not reason, "dtype", target.dtype, f"float32 with this Paddle; {reason}")
     parse_config(ModelConfig, files.transformer.config, files.transformer.where).check_mesh(target.parallel)
     with _rename(out) as temporary, _on_the_cpu(), target.tracing():
         work = _Export(files, temporary, target, say, place)

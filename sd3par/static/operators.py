@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import paddle
+
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.kernels import static
 from sd3par.plan import WeightPlan
@@ -13,6 +15,18 @@ from sd3par.vae.config import VAEConfig
 from sd3par.weights import ModelFiles
 
 _GPUS = "cuda"
+
+
+def why_not_traceable(kind: str, dtype: str) -> str:
+    """Returns why this Paddle cannot trace a program in a dtype for a kind of target, "" where it can.
+
+    It writes only operators that it has kernels for, and the CPU build has none in half precision; no GPU is needed.
+    """
+    half = kind == _GPUS and dtype != "float32"
+    known = paddle.device.is_compiled_with_cuda() or "nvgpu" in paddle.device.get_all_custom_device_type()
+    return (
+        "" if known or not half else "python -m sd3par.kernels.nvgpu build, which needs no GPU, brings half precision"
+    )
 
 
 def tracing(kind: str, dtype: str, architectures: Sequence[int]) -> AbstractContextManager[None]:

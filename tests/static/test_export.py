@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sd3par.errors import CheckpointError, ConfigError
 from sd3par.pipeline import SD3Pipeline
 from sd3par.static.export import Target, export
 from sd3par.static.mesh import TracedMesh
-from sd3par.static.write import PARAMETERS, collectives
+from sd3par.static.write import PARAMETERS
 from sd3par.weights import manifest, open_model
 from sd3par.weights.manifest import MANIFEST, Manifest
 from tests import tolerances
@@ -128,25 +128,34 @@ def test_another_checkpoint_has_another_fingerprint(folder: Path, tmp_path: Path
     assert (other / "step-0.json").read_bytes() == (folder / "step-0.json").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("parallel", "wanted"),
-    [
-        (ParallelConfig(mp=2), {"all_reduce": 6}),  # 3 blocks, two sums each, of both streams together
-        (ParallelConfig(sp=2), {"all_to_all": 13}),  # 3 blocks, two streams there and back, a dual one has three
-        (ParallelConfig(dp=2, mp=2, sp=2), {"all_gather": 1, "all_reduce": 6, "all_to_all": 13}),
-    ],
-)
-def test_programs_for_gpus(parallel: ParallelConfig, wanted: dict[str, int], tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.xdist_group("nvgpu")
+@pytest.mark.timeout(600)  # the plug-in may have to be built
+def test_programs_for_gpus(dry_plugin: Path, tmp_path: Path) -> None:
     """Written here, without one."""
-    files = replace(open_model("tiny"), text_encoder=None)
-    made = export(files, tmp_path / "gpu", Target(parallel, "bfloat16", "cuda", (90,)), exports.LIMITS)
-    assert (made.target, made.dtype, made.architectures) == ("cuda", "bfloat16", (90,))
-    programs = [pair[0] for pair in made.programs["step"]]
-    assert [dict(collectives(tmp_path / "gpu" / name)) for name in programs] == [wanted] * parallel.world
-    different = {(tmp_path / "gpu" / name).read_bytes() for name in programs}
-    assert len(different) == (parallel.world if parallel.dp > 1 else 1)  # the one group of one axis is the world
-    with pytest.raises(ConfigError, match="for which this model was exported"):
-        SD3Pipeline.from_pretrained(tmp_path / "gpu", device="cpu")
+    environment = {**os.environ, "CUSTOM_DEVICE_ROOT": str(dry_plugin), "GLOG_minloglevel": "2"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.static.for_gpus", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for wanted, (ranks, different), made in [
+        ({"all_reduce": 6}, (2, 1), found[0]),  # 3 blocks, two sums each, of both streams together
+        ({"all_to_all": 13}, (2, 1), found[1]),  # 3 blocks, two streams there and back, a dual one has three
+        ({"all_gather": 1, "all_reduce": 6, "all_to_all": 13}, (8, 8), found[2]),
+    ]:
+        assert (made["target"], made["dtype"], made["architectures"]) == ("cuda", "bfloat16", [90])
+        assert made["collectives"] == [wanted] * ranks
+        assert made["different"] == different  # the one group of one axis is the world
+        assert "for which this model was exported" in made["refused"]
+
+
+def test_half_precision_without_its_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(paddle.device, "get_all_custom_device_type", lambda: [])
+    monkeypatch.setattr(paddle.device, "is_compiled_with_cuda", lambda: False)
+    target = Target(ParallelConfig(), "bfloat16", "cuda", (90,))
+    with pytest.raises(ConfigError, match="dtype: got bfloat16; allowed: float32 with this Paddle; python -m"):
+        export(exports.files(False), tmp_path / "half", target, exports.LIMITS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lost_collective_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
