@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def seconds(axes: dict[str, int]) -> float:
 
 def main() -> None:
     """Measures every case and appends a row for each."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "").parse_args()
     run = Run("cpu_generate", "cpu")
     for axes in CASES:
         times = [seconds(axes) for _ in range(REPEATS)]

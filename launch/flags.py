@@ -89,8 +89,8 @@ def _start(group: Group) -> None:
 
 
 def _model(group: Group) -> None:
-    group.value("model", "PATH", f"{DEFAULT_MODEL} (it comes with sd3par), a diffusers folder, or a .safetensors file "
-                f"(default: {DEFAULT_MODEL})")  # fmt: skip
+    group.value("model", "PATH", f"{DEFAULT_MODEL} (it comes with sd3par), a diffusers folder, a .safetensors "
+                f"file, or what sd3par export wrote (default: {DEFAULT_MODEL})")  # fmt: skip
     group.value("random_weights", "NAME", f"instead of --model: {', '.join(RANDOM_MODELS)}, with made-up weights: to "
                 "measure with, without a download; the pictures show nothing", one_of(RANDOM_MODELS))  # fmt: skip
     group.value("tokenizers", "FOLDER", "with tokenizer, tokenizer_2 and tokenizer_3, which a single file lacks")
@@ -111,7 +111,8 @@ def _mesh(group: Group, launched: bool) -> None:
     if not launched:
         group.value("devices", "I,J,...", "which GPUs, one for each process (default: the first ones)", whole_list)
     group.value("dtype", "NAME", f"{', '.join(DTYPES)}; auto is bfloat16 on GPUs, else float32", one_of(DTYPES), "auto")
-    group.value("engine", "NAME", ", ".join(ENGINES), one_of(ENGINES), "auto")
+    kinds = "graph records steps as a CUDA graph, eager runs operators one by one, static is for what sd3par export wrote"
+    group.value("engine", "NAME", f"{', '.join(ENGINES)}: {kinds}; auto is the fastest", one_of(ENGINES), "auto")
 
 
 def _result(group: Group) -> None:

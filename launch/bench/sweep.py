@@ -96,7 +96,7 @@ def add_flags(parser: Parser, standard: Defaults) -> None:
 
 
 def _add_lists(lists: Flags, standard: Defaults) -> None:
-    engines = (*ENGINES, PLAIN)
+    engines = (*(name for name in ENGINES if name != "static"), PLAIN)  # exports: benchmarks.gpu.static
     lists.other("--mesh", metavar="MESH", nargs="+", type=mesh_of, default=[mesh_of(one) for one in standard.mesh],
                 help="auto, all that are possible with so many processes; or one, dp2, dp2,sp2, ... (default: "
                 f"{' '.join(standard.mesh)})")  # fmt: skip
@@ -176,6 +176,7 @@ def _groups(
     from sd3par.vae import VAEConfig
 
     files = weights.open_model(model, text_encoders=False)
+    require(files.export is None, "model", model, "a checkpoint; python -m benchmarks.gpu.static measures exports")
     config = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
     scale = VAEConfig.parse(files.vae.config, files.vae.where).scale_factor
     engines = list(dict.fromkeys("eager" if one == "auto" and target.kind == "cpu" else one for one in options.engine))

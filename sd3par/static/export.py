@@ -249,8 +249,10 @@ def _rename(place: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         os.rename(temporary, place)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):  # no room, or another export was there first
+            raise ConfigError("out", str(place), f"a folder that can be written ({error.strerror})") from None
         raise
 
 

@@ -234,7 +234,8 @@ def _parts(folder: Path) -> frozenset[str]:
         return _read_index(folder)
     present = frozenset(part for part in (*_CLASSES, *_TEXT.values()) if (folder / part).is_dir())
     if not {"transformer", "vae"} <= present <= {"transformer", "vae", "scheduler"}:
-        allowed = "the folder of a whole model, as diffusers saves it, or one with transformer/ and vae/ alone"
+        allowed = "the folder of a whole model, as diffusers saves it, one with transformer/ and vae/ alone"
+        allowed += "; an export has sd3par-export.json"
         raise CheckpointError(folder, "no model_index.json", allowed)
     return present
 
