@@ -111,7 +111,9 @@ def _mesh(group: Group, launched: bool) -> None:
     if not launched:
         group.value("devices", "I,J,...", "which GPUs, one for each process (default: the first ones)", whole_list)
     group.value("dtype", "NAME", f"{', '.join(DTYPES)}; auto is bfloat16 on GPUs, else float32", one_of(DTYPES), "auto")
-    kinds = "graph records steps as a CUDA graph, eager runs operators one by one, static is for what sd3par export wrote"
+    kinds = (
+        "graph records steps as a CUDA graph, eager runs operators one by one, static is for what sd3par export wrote"
+    )
     group.value("engine", "NAME", f"{', '.join(ENGINES)}: {kinds}; auto is the fastest", one_of(ENGINES), "auto")
 
 
