@@ -41,7 +41,7 @@ EXTRAS = {
     "spiece": SPIECE,
     "nvgpu": NVGPU,
     # setuptools: the packaging tests build wheels without the network. pytest-timeout: a hang is a failure.
-    # pytest-xdist: most tests use one core or wait for processes; on two cores all take 7.5 minutes in place of 9.
+    # pytest-xdist: most tests use one core or wait for processes; on two cores all take 12 minutes.
     "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "setuptools>=70.1", *SPIECE, *PLOT],
     "dev": ["ruff>=0.17,<0.18", "mypy>=2.4,<3"],
     # Only to make the golden files anew; no test needs them.

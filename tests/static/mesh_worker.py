@@ -65,7 +65,7 @@ def uneven(mesh: Mesh, parallel: ParallelConfig) -> float:
             programs.append(Program(Path(folder, f"{name}.json"), Path(folder, f"{name}.pdiparams")))
     eager = model(config, mesh)
     wanted = _step(eager)
-    return float((_step(StaticTransformer(eager.config, mesh, "float32", *programs)) - wanted).abs().max())
+    return float((_step(StaticTransformer(eager.config, mesh, "float32", *programs, None)) - wanted).abs().max())
 
 
 @paddle.no_grad()
