@@ -156,7 +156,7 @@ def linears(products: list[Product], gelu: bool = False) -> list[Tensor]:
     if products and traced(products[0].x) and calls.pairs(products):
         return calls.linear_pair(products, gelu)
     if worth_a_pair(products):
-        return linear_pair_triton(products, gelu)
+        return linear_pair(products, gelu)
     return [(linear_gelu if gelu else linear)(*one) for one in products]
 
 

@@ -48,7 +48,7 @@ def fits(x: Tensor, groups: int) -> bool:
 
 def group_norm_silu_triton(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, silu: bool,
-    tile: int = TILE, warps: int = WARPS, parts: int = PARTS, merge_warps: int = 4,
+    tile: int = TILE, warps: int = WARPS, parts: int = PARTS,
 ) -> Tensor:  # fmt: skip
     """The same in three kernels, in half precision: statistics of parts, of all, and what they are for."""
     require(x.ndim == 4 and fits(x, groups), "x", f"shape {x.shape}", f"[B, H, W, C] in one run, {groups} groups")
@@ -60,7 +60,7 @@ def group_norm_silu_triton(
     out = empty(x.shape, x)
     launch(
         _merge, (groups // cut.some, images), partial, statistics, height * width, partial.shape[1], EPSILON=epsilon,
-        **{**cut.merging(partial), "num_warps": merge_warps},
+        **cut.merging(partial),
     )  # fmt: skip
     launch(
         _apply, (-(-height * width // cut.rows), images), x, statistics, weight, bias, out, height * width, SILU=silu,

@@ -130,8 +130,8 @@ def group_normed(side: int, channels: int) -> Call:
 
 def group_norm_cases() -> Iterator[Case]:
     """Yields the norms of the decoder of a 1024x1024 picture: two reads and one write are counted."""
-    sweep: list[Options] = [{"tile": tile, "warps": warps, "parts": parts, "merge_warps": merge} for tile, warps in
-                            ((2048, 2), (4096, 4)) for parts in (132, 264, 528, 1024) for merge in (4, 8)]  # fmt: skip
+    sweep: list[Options] = [{"tile": tile, "warps": warps, "parts": parts} for tile, warps in
+                            ((2048, 2), (4096, 4)) for parts in (132, 264, 528, 1024)]  # fmt: skip
     for side, channels in [(128, 512), (256, 512), (512, 512), (512, 256), (1024, 256), (1024, 128)]:
         size, name = 2 * side * side * channels, f"1 x {side} x {side} x {channels}"
         several = sweep if (side, channels) in ((128, 512), (512, 512), (1024, 128)) else []

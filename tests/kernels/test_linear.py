@@ -12,6 +12,7 @@ from paddle import Tensor
 
 from sd3par import ConfigError, kernels
 from sd3par.kernels.linear import Product, linear_fused, linear_gelu_fused, linear_gelu_reference, linear_reference
+from sd3par.launch.bench.swap import references, swapped
 from tests import tolerances
 from tests.arrays import array
 
@@ -33,6 +34,16 @@ def test_linear_on_the_cpu() -> None:
     assert np.abs(kernels.linear(*given).numpy() - exact(*given)).max() <= tolerances.MODULE
     without = kernels.linear(*given[:2], None)
     assert np.abs(without.numpy() + given[2].numpy() - exact(*given)).max() <= tolerances.MODULE
+
+
+def test_pairs_go_where_benchmarks_put_references_and_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take the place of `kernels.linear_pair`: what went around it was neither timed nor switched off."""
+    monkeypatch.setattr(kernels, "worth_a_pair", lambda products: len(products) == 2)
+    given = tensors()
+    with swapped(references()):
+        pair = kernels.linears([Product(*given)] * 2)
+    for one in pair:
+        assert np.abs(one.numpy() - exact(*given)).max() <= tolerances.MODULE
 
 
 def test_linear_gelu_on_the_cpu_is_the_tanh_form() -> None:
