@@ -14,6 +14,7 @@ from pathlib import Path
 
 import paddle
 import pytest
+from paddle.jit.dy2static import convert_call_func
 
 from sd3par import ConfigError, ParallelConfig
 from sd3par.kernels import linear_hopper_tiles as tiles
@@ -164,10 +165,16 @@ def split(rows: int, parts: int, columns: int, numbers: random.Random) -> list[R
     ]
 
 
+@pytest.fixture
+def untranslated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paddle does not translate what is ours; it keeps the list for the whole process, where other tests need it."""
+    monkeypatch.setattr(convert_call_func, "BUILTIN_LIKELY_MODULES", [*convert_call_func.BUILTIN_LIKELY_MODULES])
+    paddle.jit.ignore_module([module for name, module in sys.modules.items() if name.startswith(("sd3par", "tests."))])
+
+
+@pytest.mark.usefixtures("untranslated")
 def test_programs_hold_operators_and_nothing_of_the_copies_that_views_would_be(tmp_path: Path) -> None:
     """Lengths stay open; slices, their parts and reshapes are looked through."""
-    modules = [module for name, module in sys.modules.items() if name.startswith(("sd3par", "tests."))]
-    paddle.jit.ignore_module(modules)
     with static.tracing("bfloat16", [90]):
         for number, case in enumerate(CASES):
             save(case, tmp_path / str(number), "bfloat16")
