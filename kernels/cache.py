@@ -52,6 +52,15 @@ class FileLock:
         self._file = file
         return True
 
+    def acquire(self, wait_s: float) -> bool:
+        """Takes the lock when it is free; returns False where another process held it for wait_s seconds."""
+        end = time.monotonic() + wait_s
+        while not self.try_acquire():
+            if time.monotonic() > end:
+                return False
+            time.sleep(_PAUSE_S)
+        return True
+
     def release(self) -> None:
         """Gives the lock back, if it is held."""
         if self._file is not None:

@@ -28,6 +28,7 @@ def found() -> list[dict[str, Any]]:
     return [{line["mesh"]: line for line in rank} for rank in lines]
 
 
+@pytest.mark.xdist_group("rehearsal")
 @pytest.mark.parametrize("part", LARGE)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_all_say_which_rank_lacks_memory_and_go_on(found: list[dict[str, Any]], mesh: str, part: str) -> None:
@@ -36,6 +37,7 @@ def test_all_say_which_rank_lacks_memory_and_go_on(found: list[dict[str, Any]], 
     assert [rank[mesh]["attempts"][part] for rank in found] == 2 * [[said, 2, True]]
 
 
+@pytest.mark.xdist_group("rehearsal")
 @pytest.mark.parametrize("mesh", MESHES)
 def test_all_record_or_none(found: list[dict[str, Any]], mesh: str) -> None:
     """Beside the older graph, then without it."""

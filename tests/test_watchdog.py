@@ -22,6 +22,7 @@ from tests.ranks import ROOT
 from tests.watchdog_ranks import GUARDED_S, SCENES, TIMEOUT_S, WORLD
 
 KEY = bytes(range(32))
+pytestmark = pytest.mark.xdist_group("watchdog")  # the scenes are played once
 
 
 @pytest.fixture(scope="module")

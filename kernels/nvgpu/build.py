@@ -7,16 +7,18 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sd3par.config import require
 from sd3par.errors import ConfigError, Sd3parError
+from sd3par.kernels.cache import FileLock
 from sd3par.kernels.nvgpu import toolchain
 
 NAME = "libpaddle-nvgpu.so"
 SOURCE = Path(__file__).resolve().parent
 DEFAULT_ARCHITECTURES = ("90",)
+_WAIT_S = 1200.0  # for another process that builds; on two cores it takes 3 minutes
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ def build(
 
     Raises:
         ConfigError: a compiler or a header is missing, or an architecture is unknown.
-        BuildError: a source does not compile.
+        BuildError: a source does not compile, or another process builds there and does not end.
     """
     tools = toolchain.find(nvidia)
     known = toolchain.architectures(tools.nvcc)
@@ -58,9 +60,24 @@ def build(
     command = [tools.make, "-s", "-C", str(SOURCE), f"-j{jobs or os.cpu_count() or 1}", str(library)]
     command += [*tools.variables(), f"OUT={folder}", f"ARCH={' '.join(architectures)}", *(["QUICK=1"] if quick else [])]
     _log.info("building %s", library)
-    if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
-        raise BuildError(f"{library.name} was not built: see the compiler's messages above")
+    with _alone(folder):
+        if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
+            raise BuildError(f"{library.name} was not built: see the compiler's messages above")
     return library
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from building in a folder; waits for one that does."""
+    with contextlib.suppress(OSError):  # make says what is wrong
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(folder / "lock"))
+    if not lock.acquire(_WAIT_S):
+        raise BuildError(f"another process has been building in {folder} for {_WAIT_S / 60:.0f} minutes")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def install(library: Path, folder: Path | None = None) -> Path:

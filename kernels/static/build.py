@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,9 +49,9 @@ def library() -> Path:
         _folder(_digest([paddle.__version__, paddle.version.commit, *_FLAGS, *_LINKED], sorted(SOURCE.iterdir())))
         / LIBRARY
     )
-    lock, end = FileLock(str(made.parent / "lock")), time.monotonic() + _WAIT_S
-    while not made.exists() and not lock.try_acquire() and time.monotonic() < end:
-        time.sleep(0.1)
+    lock = FileLock(str(made.parent / "lock"))
+    if not made.exists():
+        lock.acquire(_WAIT_S)
     try:
         if not made.exists():
             _compile(made)

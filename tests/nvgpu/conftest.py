@@ -29,10 +29,3 @@ def real_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dry_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the plug-in that runs without a GPU and computes nothing."""
     return _built(tmp_path_factory.mktemp("nvgpu_dry"), dry=True)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives all tests that may build the plug-in to one worker, where several run: two would build at once."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("nvgpu"))

@@ -129,7 +129,6 @@ def test_another_checkpoint_has_another_fingerprint(folder: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("nvgpu")
 @pytest.mark.timeout(600)  # the plug-in may have to be built
 def test_programs_for_gpus(dry_plugin: Path, tmp_path: Path) -> None:
     """Written here, without one."""

@@ -31,7 +31,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=f"needs Triton {runtime.TESTED}"),
     pytest.mark.timeout(600),  # what is built is kept, the first time takes a minute
-    pytest.mark.xdist_group("nvgpu"),
 ]
 slow = pytest.mark.slow
 NAME = re.compile(r'"#":"\d+\.(sd3par_[a-z_0-9]+)"')
