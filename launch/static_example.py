@@ -1,7 +1,7 @@
 """Runs an exported denoiser with Paddle Inference alone: how another program, in any language, would use an export.
 
     sd3par export --model sd3 --out sd3-export
-    python launch/static_example.py sd3-export --device nvgpu --out latents.npy
+    python launch/static_example.py sd3-export --out latents.npy
 
 Nothing of sd3par is imported. Text states and noise come from --inputs FILE.npz (context [2B, Tc, J] and pooled
 [2B, P], unconditional rows first, and latents [B, C, h, w]), or are random. An export for several processes needs their
@@ -112,18 +112,24 @@ class Export:
             require(same, "folder", f"{path}, changed since it was exported", f"a file as {MANIFEST} has it")
 
 
-def check_device(device: str, target: str) -> None:
-    """Raises Refused unless there is such a device, and the export is for it."""
+def choose_device(wanted: str | None, target: str) -> str:
+    """Returns the device to use: what is wanted, else the first one that an export is for; target: cpu or cuda.
+
+    Raises:
+        Refused: there is no such device, or the export is not for it.
+    """
+    gpu = "gpu" if paddle.device.is_compiled_with_cuda() else "nvgpu"
+    device = wanted or ("cpu" if target == "cpu" else gpu)
     kind, _, index = device.partition(":")
+    fits = device == "cpu" if target == "cpu" else kind in ("gpu", "nvgpu")
     own = "cpu" if target == "cpu" else "gpu or nvgpu"
-    require(device == "cpu" if target == "cpu" else kind in ("gpu", "nvgpu"), "--device", device,
-            f"{own}, for which it was exported")  # fmt: skip
-    if kind == "gpu":
-        count = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
-    else:
-        count = sum(name.split(":")[0] == kind for name in paddle.device.get_available_custom_device() or ())
+    require(fits, "--device", device, f"{own}, for which it was exported")
+    count = {"cpu": 1, "gpu": paddle.device.cuda.device_count() if gpu == "gpu" else 0}.get(
+        kind, sum(name.split(":")[0] == kind for name in paddle.device.get_available_custom_device() or ())
+    )
     there = re.fullmatch("[0-9]{0,4}", index) is not None and int(index or 0) < count
-    require(kind == "cpu" or there, "--device", device, f"one of the {count} of this machine, as {kind}:0")
+    require(there, "--device", device, f"one of the {count} of this machine, as {kind}:0")
+    return device
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -268,13 +274,13 @@ def places(height: int, width: int, patch: int, most: int) -> np.ndarray:
     return (rows[:, None] * most + columns[None, :]).reshape(-1).astype(np.int64)
 
 
-def denoise(export: Export, given: dict[str, np.ndarray], options: argparse.Namespace) -> np.ndarray:
+def denoise(export: Export, given: dict[str, np.ndarray], device: str, steps: int, guidance: float) -> np.ndarray:
     """Returns the latents [B, C, h, w] after all steps, with guidance."""
     latents, patch = given["latents"], export.patch
     images, (height, width) = latents.shape[0], latents.shape[2:]
-    levels, rows = sigmas(options.steps, export.shift, export.trained), 2 * images
+    levels, rows = sigmas(steps, export.shift, export.trained), 2 * images
     times = np.repeat(1000 * levels[:-1, None], rows, axis=1)  # [N, R]
-    prepare, step = (predictor(export, name, options.device) for name in ("prepare", "step"))
+    prepare, step = (predictor(export, name, device) for name in ("prepare", "step"))
     states = [paddle.to_tensor(given[name]).astype(export.dtype) for name in ("context", "pooled")]
     where = places(height, width, patch, export.places)
     context, positions, modulations = prepare.run(
@@ -282,7 +288,7 @@ def denoise(export: Export, given: dict[str, np.ndarray], options: argparse.Name
     )
     own = np.arange(images)
     numbers = [paddle.to_tensor(one) for one in (np.tile(own, 2), own, images + own)]  # image of a row; both halves
-    tokens, scale = paddle.to_tensor(patches(latents, patch)), paddle.full([], options.guidance_scale, "float32")
+    tokens, scale = paddle.to_tensor(patches(latents, patch)), paddle.full([], guidance, "float32")
     for index, delta in enumerate(np.diff(levels)):
         modulation = modulations[index : index + 1].contiguous()
         change = paddle.full([], float(delta), "float32")
@@ -294,7 +300,7 @@ def parser() -> Parser:
     """Returns the parser of the command line."""
     found = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     found.add_argument("folder", type=Path, help="what sd3par export wrote, for one process")
-    found.add_argument("--device", default="cpu", help="cpu, gpu:0, nvgpu:0")
+    found.add_argument("--device", help="cpu, gpu:0, nvgpu:0 (default: the first one that the export is for)")
     found.add_argument("--steps", type=int, default=28, help=f"1 to {MAX_STEPS}")
     found.add_argument("--guidance_scale", type=float, default=7.0, help=f"0 to {MAX_GUIDANCE:g}")
     found.add_argument("--height", type=int, help=f"pixels, of random inputs (default: {SIDE})")
@@ -312,17 +318,17 @@ def run(options: argparse.Namespace) -> None:
     """
     export = Export(options.folder)
     check_options(options)
-    check_device(options.device, export.target)
+    device = choose_device(options.device, export.target)
     if options.inputs is None:
         given = random_inputs(export, options.height, options.width)
     else:
         given = read_inputs(options.inputs, export)
     export.check_files()
-    paddle.set_device(options.device)
+    paddle.set_device(device)
     for name in export.operators:
         if name.endswith(".so"):
             paddle.utils.cpp_extension.load_op_meta_info_and_register_op(str(options.folder / name))
-    latents = denoise(export, given, options)
+    latents = denoise(export, given, device, options.steps, options.guidance_scale)
     sys.stdout.write(f"latents {list(latents.shape)}, mean {latents.mean():.4f}, deviation {latents.std():.4f}\n")
     if options.out is not None:
         save(options.out, latents)

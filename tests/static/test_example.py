@@ -88,7 +88,8 @@ def test_other_manifests(text: str, said: str, export: Path, capsys: pytest.Capt
     ("values", "words", "said"),
     [
         ({"dp": 2}, [], "for the processes of dp 2 x mp 1 x sp 1; allowed: an export for one process"),
-        ({"target": "cuda"}, [], "--device: got cpu; allowed: gpu or nvgpu, for which it was exported"),
+        ({"target": "cuda"}, ["--device=cpu"], "--device: got cpu; allowed: gpu or nvgpu, for which it was exported"),
+        ({"target": "cuda"}, [], "--device: got nvgpu; allowed: one of the 0 of this machine, as nvgpu:0"),
         ({"target": "cuda"}, ["--device=gpu:7"], "--device: got gpu:7; allowed: one of the 0 of this machine"),
         ({"target": "cuda"}, ["--device=nvgpu:x"], "--device: got nvgpu:x; allowed: one of the"),
         ({"configs": {}}, [], "KeyError: 'transformer'"),
@@ -102,6 +103,7 @@ def test_exports_for_something_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("paddle.device.is_compiled_with_cuda", lambda: False)
+    monkeypatch.setattr("paddle.device.get_available_custom_device", lambda: [])
     change(export, **values)
     refused(capsys, said, "export", *words)
 
