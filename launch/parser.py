@@ -45,6 +45,11 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError(field, "nothing", f"a value; write --{field}=VALUE for one that begins with -")
         raise ConfigError(field, text, "what --help says")
 
+    def hide(self, names: Sequence[str]) -> None:
+        """Leaves flags out of the help."""
+        for action in self._actions:
+            action.help = argparse.SUPPRESS if action.dest in names else action.help
+
     def as_argv(self, options: Namespace) -> list[str]:
         """Returns flags that parse into `options`; arguments without a flag are left out."""
         words = []
