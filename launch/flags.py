@@ -85,7 +85,12 @@ def _picture(group: Group, prompt_flag: bool) -> None:
 
 def _start(group: Group) -> None:
     group.value("image", "FILE", "a picture to begin with")
-    group.value("strength", "X", f"how much of it to replace, 0 to 1 (default: {GenerationRequest.strength})", number)
+    group.value(
+        "strength",
+        "X",
+        f"how much of it to replace, above 0 and up to 1 (default: {GenerationRequest.strength})",
+        number,
+    )
 
 
 def _model(group: Group) -> None:

@@ -83,7 +83,7 @@ def export(
         ConfigError: the folder exists, or the model cannot be split or traced so.
         CheckpointError: the weights do not fit, or a program lost a collective.
     """
-    out = _expanded(folder)
+    out = Path(os.path.expanduser(folder))
     require(not os.path.lexists(out), "out", str(folder), "a folder that does not exist yet")
     reason = operators.why_not_traceable(target.kind, target.dtype)
     require(not reason, "dtype", target.dtype, f"float32 with this Paddle; {reason}")
@@ -95,14 +95,6 @@ def export(
         if files.text_encoder is not None:
             work.text()
         return work.manifest(limits)
-
-
-def _expanded(folder: str | Path) -> Path:
-    """Returns a folder with what `~` stands for, as who opens it reads it."""
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError:
-        raise ConfigError("out", str(folder), "a folder that can be made (no such user)") from None
 
 
 @dataclass
