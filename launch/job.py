@@ -99,8 +99,8 @@ class Job:
         if options.image is not None:
             images.load_image(options.image, height, width)
         if writes and options.benchmark is None:
-            for path in self.outputs:
-                images.check_writable(path, options.overwrite)
+            first_output, *others = self.outputs
+            images.check_writable(first_output, options.overwrite, *others)
         sized = tuple(dataclasses.replace(request, height=height, width=width) for request in self.requests)
         return dataclasses.replace(self, requests=sized)
 
