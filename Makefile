@@ -43,12 +43,9 @@ $(VENV)/.oracle: $(VENV)/.test
 	@$(PIP) -e '.[oracle]'
 	@touch $@
 
-# Without CUDA_VISIBLE_DEVICES, since Paddle's launcher counts an empty value as one GPU.
 demo: $(VENV)/.test ## demo.png: "a red circle on a blue background" by the bundled model on 4 processes (dp 2 x mp 2)
-	@rm -rf build/demo
-	@env -u CUDA_VISIBLE_DEVICES PYTHONWARNINGS='ignore:No ccache found' $(BIN)/python -m paddle.distributed.launch \
-		--nproc_per_node 4 --log_dir build/demo --log_level WARNING launch/text_to_image.py --dp_size 2 --mp_size 2 \
-		--prompt "a red circle on a blue background" --output demo.png --overwrite
+	@$(BIN)/sd3par generate "a red circle on a blue background" --dp_size 2 --mp_size 2 --device cpu \
+		--output demo.png --overwrite
 
 # An empty CUSTOM_DEVICE_ROOT: an older plug-in, of another Paddle, must not be loaded.
 nvgpu: $(VENV)/.nvgpu ## the CUDA plug-in into .venv, for GPUs of ARCH=90 (or 80,90,100); needs nvcc, no GPU

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -49,6 +50,10 @@ def _main(words: list[str]) -> int:
         return endings.DONE
     if name not in COMMANDS:
         raise ConfigError("command", name, ", ".join(COMMANDS))
+    try:
+        os.getcwd()  # Paddle's import asks for it
+    except OSError:
+        raise ConfigError("current folder", "one that was removed", "a folder that exists: cd to one") from None
     return COMMANDS[name](words[1:])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from sd3par.errors import (
     ConfigError,
     RankFailure,
     Sd3parError,
+    describe,
     is_out_of_memory,
     shorten,
 )
@@ -92,6 +94,7 @@ def run(command: Callable[[], int], place: Place, debug: bool = False) -> int:
     """Returns the exit code of `command`; an error becomes one line."""
     for message in USELESS_WARNINGS:
         warnings.filterwarnings("ignore", message)
+    _open_streams()
     try:
         return command()
     except SystemExit as error:  # --help
@@ -104,6 +107,14 @@ def run(command: Callable[[], int], place: Place, debug: bool = False) -> int:
         if debug or (place.rank > 0 and code == INTERNAL):  # into this rank's own log
             traceback.print_exc()
         return place.end(code, reason_of(error, debug))
+
+
+def _open_streams() -> None:
+    """Opens those of stdin, stdout and stderr that are closed: the next file would take their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def code_of(error: BaseException) -> int:
@@ -125,8 +136,8 @@ def reason_of(error: BaseException, debug: bool = False) -> str:
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None:
         return f"{shorten(str(error.filename))}: {error.strerror}"
-    from sd3par.watchdog import describe
-
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"what is printed cannot be written: {error.strerror}"
     text = describe(error)
     if is_out_of_memory(error):
         return f"out of memory: smaller pictures, a larger --mp_size, or --no_t5 need less ({text})"

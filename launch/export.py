@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
@@ -34,6 +35,9 @@ What is written runs without the model's code and its checkpoint:
   sd3par export --model sd3 --dp_size 2 --out sd3-dp2
   sd3par generate "a cat" --engine static --model sd3-dp2"""
 ARCHITECTURES = (80, 90, 100)
+# What stands for prompts where there are no text encoders.
+_EMBEDS = tuple(f"{name}=..." for name in ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds",
+                                           "negative_pooled_prompt_embeds"))  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         say: Any = lambda part: _next(bar, part, asked)  # noqa: E731
         manifest = export(files, options.out, target, limits, say, _reading_place(target.kind))
     if not options.quiet:
-        sys.stdout.write(f"{report(options, manifest, PARAMETERS, time.perf_counter() - begin)}\n")
+        sys.stdout.write(f"{report(options, files, manifest, PARAMETERS, time.perf_counter() - begin)}\n")
     return endings.DONE
 
 
@@ -86,7 +90,9 @@ def parser() -> Parser:
         "dtype", "NAME", f"{', '.join(DTYPES)}; auto is bfloat16 for GPUs, else float32", one_of(DTYPES), "auto"
     )
     shapes = Group(found, "the largest shapes, below which all run")
-    shapes.value("max_side", "PIXELS", "of height and width (default: what the model's positions reach)", whole)
+    shapes.value(
+        "max_side", "PIXELS", "of height and width, a multiple of 16 (default: what the model's positions reach)", whole
+    )
     shapes.value("max_images", "N", f"pictures at once, 1 to {MAX_IMAGES}", whole, MAX_IMAGES)
     shapes.value("max_sequence_length", "N", "tokens that T5 reads, 1 to 512", whole, 512)
     result = Group(found, "the result")
@@ -128,34 +134,65 @@ def limits_of(options: Namespace, files: ModelFiles) -> Limits:
     Raises:
         ConfigError: out of range, or beyond what the model has positions for.
     """
-    from sd3par.vae.config import VAEConfig
+    from sd3par.plan import fewest_images
     from sd3par.weights.manifest import Limits
 
-    config = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
-    scale = VAEConfig.parse(files.vae.config, files.vae.where).scale_factor
-    reach = config.pos_embed_max_size * config.patch_size * scale
+    step, _, reach = _sides(files)
     side = reach if options.max_side is None else options.max_side
-    require(config.patch_size * scale <= side <= reach, "max_side", side, f"{config.patch_size * scale} to {reach}")
+    fits = side % step == 0 and step <= side <= reach
+    require(fits, "max_side", side, f"multiples of {step} from {step} to {reach}")
     limits = Limits(side, options.max_images, options.max_sequence_length)
     GenerationRequest((" ",), num_images_per_prompt=limits.images, max_sequence_length=limits.text)  # refuses the rest
+    require(fewest_images(options.dp_size) <= limits.images, "dp_size", options.dp_size,
+            f"odd numbers up to {limits.images} and even ones up to {2 * limits.images}, which max_images "
+            f"{limits.images} can be shared among")  # fmt: skip
     return limits
 
 
-def report(options: Namespace, manifest: Manifest, parameters: str, took: float) -> str:
+def _sides(files: ModelFiles) -> tuple[int, int, int]:
+    """Returns of pictures' sides in pixels what they are multiples of, the model's own, and the largest."""
+    from sd3par.vae.config import VAEConfig
+
+    config = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
+    scale = VAEConfig.parse(files.vae.config, files.vae.where).scale_factor
+    step = config.patch_size * scale
+    return step, config.sample_size * scale, config.pos_embed_max_size * step
+
+
+def report(options: Namespace, files: ModelFiles, manifest: Manifest, parameters: str, took: float) -> str:
     """Returns where the export is, how large, and how it is run."""
     sizes = {name: file["bytes"] for name, file in manifest.files.items()}
     held = sum(size for name, size in sizes.items() if name.endswith(parameters))
     parallel = manifest.parallel
-    mesh = "".join(f" --{axis}_size {getattr(parallel, axis)}" for axis in ("dp", "mp", "sp"))
     rows = [
         ("export", str(Path(options.out))),
         ("size", f"{sum(sizes.values()) / 1e6:.1f} MB in {len(sizes)} files; parameters {held / 1e6:.1f} MB"),
         ("what", f"{manifest.model}, {manifest.dtype}, up to {manifest.most.side} x {manifest.most.side}"),
         ("where", f"{_device(manifest)}, dp {parallel.dp} x mp {parallel.mp} x sp {parallel.sp}"),
         ("took", seconds(took)),
-        ("run", f'sd3par generate "..." --engine static --model {options.out}{mesh if parallel.world > 1 else ""}'),
+        ("run", run_line(str(options.out), files, manifest)),
     ]
     return table(rows)
+
+
+def run_line(out: str, files: ModelFiles, manifest: Manifest) -> str:
+    """Returns what to type to draw with an export: what it cannot do is asked for smaller, or from Python."""
+    from sd3par.plan import fewest_images
+
+    model, parallel, most = shlex.quote(f"./{out}" if out.startswith("-") else out), manifest.parallel, manifest.most
+    if "text_encoder" not in manifest.programs:
+        where = "in Python" if parallel.world == 1 else f"in Python, in each of {parallel.world} processes"
+        return f'{where}: sd3par.SD3Pipeline.from_pretrained({out!r}, parallel="auto")({", ".join(_EMBEDS)})'
+    _, own, _ = _sides(files)
+    flags = {f"{axis}_size": getattr(parallel, axis) for axis in ("dp", "mp", "sp") if parallel.world > 1}
+    if own > most.side:
+        flags |= {"height": most.side, "width": most.side}
+    if (images := fewest_images(parallel.dp)) > 1:
+        flags["num_images_per_prompt"] = images
+    if most.text < GenerationRequest.max_sequence_length:
+        flags["max_sequence_length"] = most.text
+    words = "".join(f" --{name} {value}" for name, value in flags.items())
+    return f'sd3par generate "..." --engine static --model {model}{words}'
 
 
 def _device(manifest: Manifest) -> str:

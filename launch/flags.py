@@ -85,7 +85,12 @@ def _picture(group: Group, prompt_flag: bool) -> None:
 
 def _start(group: Group) -> None:
     group.value("image", "FILE", "a picture to begin with")
-    group.value("strength", "X", f"how much of it to replace, 0 to 1 (default: {GenerationRequest.strength})", number)
+    group.value(
+        "strength",
+        "X",
+        f"how much of it to replace, above 0 and up to 1 (default: {GenerationRequest.strength})",
+        number,
+    )
 
 
 def _model(group: Group) -> None:
@@ -121,7 +126,7 @@ def _result(group: Group) -> None:
     group.value("output", "FILE", "NAME.png; several are NAME-0.png, NAME-1.png, ... (default: sd3par-SEED.png)")
     group.switch("overwrite", "replace files that exist")
     group.switch("no_metadata", "do not write the request into the picture, from where sd3par show reads it")
-    group.switch("quiet", "no progress bar and no report")
+    group.switch("quiet", "no progress bar and no report; what --benchmark measures is printed")
     group.other("--benchmark", metavar="N", nargs="?", type=whole, const=10, help="write no picture; render once to "
                 "warm up, then N times (10) with other seeds, and print the median and the shortest time")  # fmt: skip
 

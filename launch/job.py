@@ -99,8 +99,8 @@ class Job:
         if options.image is not None:
             images.load_image(options.image, height, width)
         if writes and options.benchmark is None:
-            for path in self.outputs:
-                images.check_writable(path, options.overwrite)
+            first_output, *others = self.outputs
+            images.check_writable(first_output, options.overwrite, *others)
         sized = tuple(dataclasses.replace(request, height=height, width=width) for request in self.requests)
         return dataclasses.replace(self, requests=sized)
 
@@ -119,16 +119,26 @@ def _check_flags(options: Namespace) -> None:
         ("benchmark", "output"),
         ("benchmark", "overwrite"),
         ("benchmark", "prompts_file"),
+        ("benchmark", "no_metadata"),
+        ("no_t5", "prompt_3"),
         ("model", "random_weights"),
     ]
     for first, second in pairs:
         both = getattr(options, first) not in (None, False) and getattr(options, second) not in (None, False)
-        require(not both, second, getattr(options, second), f"nothing beside --{first}")
+        require(not both, second, _given(options, second), f"nothing beside --{first}")
     without_image = options.strength is not None and options.image is None
     require(not without_image, "strength", options.strength, "nothing without --image")
+    guided = not options.negative_prompt or not options.guidance_scale <= 1.0  # NaN is refused as such
+    require(guided, "negative_prompt", options.negative_prompt, "nothing with a guidance_scale of at most 1")
     require(options.benchmark is None or 1 <= options.benchmark <= MAX_REPEATS, "benchmark", options.benchmark,
             f"1 to {MAX_REPEATS} repeats")  # fmt: skip
     require(2.0 <= options.rank_timeout_s <= 3600.0, "rank_timeout_s", options.rank_timeout_s, "seconds from 2 to 3600")
+
+
+def _given(options: Namespace, name: str) -> object:
+    """Returns the value of a flag, or the flag itself where it has none."""
+    value = getattr(options, name)
+    return f"--{name}" if value is True else value
 
 
 def _prompts(options: Namespace) -> list[str]:

@@ -29,21 +29,29 @@ class Parser(argparse.ArgumentParser):
             require("\0" not in word, "arguments", word, "text without zero bytes")
         options, unknown = self.parse_known_args(_underscored(list(argv)))
         if unknown:
-            flags = [name for action in self._actions for name in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
-            raise ConfigError("arguments", unknown[0], f"perhaps {close[0]}" if close else "what --help lists")
+            first = next((word for word in unknown if word != "--"), "--")
+            flags = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            close = difflib.get_close_matches(first.partition("=")[0], flags, 1)
+            raise ConfigError("arguments", first, f"perhaps {close[0]}" if close else "what --help lists")
         return options
 
     def error(self, message: str) -> NoReturn:
         """Raises what argparse found."""
         field, text = "arguments", message
         if match := re.match(r"argument (\S+): (.*)", message, re.DOTALL):
-            field, text = match[1].lstrip("-"), match[2]
+            field, text = match[1].rpartition("/")[2].lstrip("-"), match[2]
+        if match := re.match(r"ignored explicit argument '(.*)'", text, re.DOTALL):
+            raise ConfigError(field, match[1], "no value: it is on where it is written")
         if match := re.match(r"got (.*); allowed: (.*)", text, re.DOTALL):
             raise ConfigError(field, match[1], match[2])
         if text.startswith("expected"):
             raise ConfigError(field, "nothing", f"a value; write --{field}=VALUE for one that begins with -")
         raise ConfigError(field, text, "what --help says")
+
+    def hide(self, names: Sequence[str]) -> None:
+        """Leaves flags out of the help."""
+        for action in self._actions:
+            action.help = argparse.SUPPRESS if action.dest in names else action.help
 
     def as_argv(self, options: Namespace) -> list[str]:
         """Returns flags that parse into `options`; arguments without a flag are left out."""
@@ -113,9 +121,11 @@ def whole_list(text: str) -> tuple[int, ...]:
 def number(text: str) -> float:
     """Returns a number."""
     try:
-        return float(text)
+        if text.isascii() and "_" not in text:  # float takes Arabic digits, and 1_0 for 10
+            return float(text)
     except ValueError:
-        raise ArgumentTypeError(f"got {shorten(text)}; allowed: a number") from None
+        pass
+    raise ArgumentTypeError(f"got {shorten(text)}; allowed: a number")
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:

@@ -63,7 +63,8 @@ def _prompt_bar(pipe: SD3Pipeline, job: Job) -> Any:
 
 def _timed(pipe: SD3Pipeline, job: Job, repeat: int) -> Run:
     """Renders the first request with a seed of its own."""
-    request = dataclasses.replace(job.requests[0], seed=min(job.requests[0].seed + repeat, MAX_SEED))
+    first = job.requests[0]
+    request = dataclasses.replace(first, seed=min(first.seed + repeat, MAX_SEED + 1 - first.num_images_per_prompt))
     out = pipe.generate(request, job.inputs, output_type="np", progress=False)
     return Run(out.steps, out.timings)
 

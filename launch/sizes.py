@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def _exported(model: str) -> list[int]:
     """Returns dp, mp and sp of an exported model; nothing of another."""
     from sd3par.weights.manifest import MANIFEST, Manifest
 
-    folder = Path(model).expanduser()
-    if not (folder / MANIFEST).is_file():
+    folder = Path(os.path.expanduser(model))
+    if not os.path.isfile(folder / MANIFEST):
         return []
     parallel = Manifest.read(folder).parallel
     return [parallel.dp, parallel.mp, parallel.sp]

@@ -59,7 +59,7 @@ def _work(job: Job, place: Place) -> int:
     from sd3par.launch.render import render
 
     report = render(job)
-    if place.rank == 0 and not job.options.quiet:
+    if place.rank == 0 and (job.options.benchmark is not None or not job.options.quiet):
         place.show(report)
     return endings.DONE
 

@@ -221,6 +221,9 @@ class GenerationRequest:
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name), 1, 1 << 16)
         self._check_texts()
+        images = self.num_images_per_prompt * (1 if self.prompt is None else len(self.prompt))
+        most = MAX_SEED + 1 - images
+        require(self.seed <= most, "seed", self.seed, f"at most {most}, for the last picture's to be in range")
         self._plain_numbers()
 
     def _plain_numbers(self) -> None:

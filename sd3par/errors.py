@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class Sd3parError(Exception):
     """Base of every error that a caller can cause or should handle; its text is one line."""
@@ -65,3 +67,16 @@ def shorten(value: object, limit: int = 120) -> str:
     text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() or not text.isascii() else text
     text = f"{text[: limit - 3]}..." if len(text) > limit else text
     return repr(text) if value == "" else text
+
+
+def describe(error: BaseException) -> str:
+    """Returns an error of any kind as one line, Paddle's many lines included."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")] or [""]
+    # Paddle writes a C++ stack first; what happened begins with an error type, on its line or on the next.
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if re.match(r"\w*(Error|Exception):", line):
+            return shorten(f"{line} {following}" if line.endswith(":") else line, 220)
+    kind = "" if isinstance(error, RankFailure) else type(error).__name__
+    return shorten(": ".join(filter(None, [kind, lines[0]])), 220)

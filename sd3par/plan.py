@@ -163,6 +163,11 @@ def _possible_dp(images: int, guidance: bool) -> list[int]:
     return sorted(divisors | {2 * n for n in divisors} if guidance else divisors)
 
 
+def fewest_images(dp: int) -> int:
+    """Returns the smallest number of images that `dp` ranks can share, with guidance."""
+    return dp // 2 if dp % 2 == 0 else dp
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of one sp rank: `start:stop` of `total`, then padding up to `size` (the same on every rank)."""

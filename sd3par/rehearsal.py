@@ -14,9 +14,8 @@ from typing import TypeVar, cast
 import paddle
 
 from sd3par.device import Device
-from sd3par.errors import OutOfMemory, is_out_of_memory
+from sd3par.errors import OutOfMemory, describe, is_out_of_memory
 from sd3par.mesh import Mesh
-from sd3par.watchdog import describe
 
 T = TypeVar("T")
 Rehearse = Callable[[str, Callable[[], object]], None]  # (what it is, what all will run), or OutOfMemory

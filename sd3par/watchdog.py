@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import paddle
 
 from sd3par.config import require
-from sd3par.errors import OutOfMemory, RankFailure, shorten
+from sd3par.errors import OutOfMemory, RankFailure, describe
 from sd3par.guard import Guard
 from sd3par.heartbeat import Kind, Line, Process, machine
 from sd3par.mesh import Mesh
@@ -152,19 +152,6 @@ class Watchdog:
         self._watch.spread(news)
         log.critical("%s", news.reason)
         os._exit(EXIT_CODE)  # the main thread may be in a collective that never returns
-
-
-def describe(error: BaseException) -> str:
-    """Returns an error of any kind as one line, Paddle's many lines included."""
-    if isinstance(error, KeyboardInterrupt):
-        return str(error) or "interrupted"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")] or [""]
-    # Paddle writes a C++ stack first; what happened begins with an error type, on its line or on the next.
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        if re.match(r"\w*(Error|Exception):", line):
-            return shorten(f"{line} {following}" if line.endswith(":") else line, 220)
-    kind = "" if isinstance(error, RankFailure) else type(error).__name__
-    return shorten(": ".join(filter(None, [kind, lines[0]])), 220)
 
 
 def _introduce(mesh: Mesh, line: Line) -> list[Peer]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sd3par.launch import cli, worker
 from tests.ranks import ROOT
@@ -36,6 +37,8 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "seed negative": (["--seed", "-1"], ["seed: got -1", "from 0 to 9223372036854775807"]),
     "seed 2**64": (["--seed", str(2**64)], [f"seed: got {2**64}", "from 0 to"]),
     "seed of 5000 digits": (["--seed", "9" * 5000], ["seed: got 999", "a whole number"]),
+    "last seed of two": (["--seed", str(2**63 - 1), "--num_images_per_prompt", "2"], ["seed: got 9223372036854775807",
+                         "at most 9223372036854775806, for the last picture's"]),
     "seed letter": (["--seed", "x"], ["seed: got x", "a whole number"]),
     "seed missing": (["--seed"], ["seed: got nothing", "a value"]),
     "strength negative": (["--image", "photo.png", "--strength", "-0.1"], ["strength: got -0.1", "from 0 to 1"]),
@@ -44,6 +47,11 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "strength alone": (["--strength", "0.5"], ["strength: got 0.5", "nothing without --image"]),
     "guidance nan": (["--guidance_scale", "nan"], ["guidance_scale: got nan", "from 0 to 100"]),
     "guidance inf": (["--guidance_scale", "inf"], ["guidance_scale: got inf", "from 0 to 100"]),
+    "guidance of other digits": (["--guidance-scale", "\u0663"], ["guidance_scale: got", "a number"]),
+    "guidance underscored": (["--guidance-scale", "1_0"], ["guidance_scale: got 1_0", "a number"]),
+    "negative prompt unheard": (["--negative_prompt=red", "--guidance_scale=1"],
+                                ["negative_prompt: got red", "nothing with a guidance_scale of at most 1"]),
+    "third prompt unread": (["--no_t5", "--prompt_3=red"], ["prompt_3: got red", "nothing beside --no_t5"]),
     "guidance word": (["--guidance-scale", "high"], ["guidance_scale: got high", "a number"]),
     "pictures 0": (["--num_images_per_prompt", "0"], ["num_images_per_prompt: got 0", "1 to 64"]),
     "pictures 65": (["--num_images_per_prompt", "65"], ["num_images_per_prompt: got 65", "1 to 64"]),
@@ -63,12 +71,18 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "optimize 0": (["--inference_optimize", "0"], ["inference_optimize: got 0", "allowed: 1"]),
     "benchmark 0": (["--benchmark", "0"], ["benchmark: got 0", "1 to 1000"]),
     "benchmark and output": (["--benchmark", "--output", "a.png"], ["output: got a.png", "nothing beside --benchmark"]),
+    "benchmark and metadata": (["--benchmark", "--no_metadata"], ["no_metadata: got --no_metadata", "--benchmark"]),
     "timeout 0": (["--rank_timeout_s", "0"], ["rank_timeout_s: got 0.0", "2 to 3600"]),
     "flag unknown": (["--no-such-flag"], ["arguments: got --no_such_flag", "what --help lists"]),
     "flag misspelled": (["--guidance_scal", "2"], ["arguments: got --guidance_scal", "--guidance_scale"]),
-    "flag with a value too many": (["--quiet=1"], ["quiet: got"]),
+    "flag with a value too many": (["--quiet=1"], ["quiet: got 1", "no value"]),
+    "help with a value": (["--help=1"], ["help: got 1", "no value"]),
+    "dashes and a word": (["--quiet", "--", "another"], ["arguments: got another"]),
+    "a dash": (["-"], ["arguments: got -;", "what --help lists"]),
     "second prompt": (["another"], ["arguments: got another"]),
     "model missing": (["--model", "no/such/folder"], ["model: got no/such/folder", "tiny, or a folder"]),
+    "model of nobody": (["--model", "~nobody-here/model"], ["model: got ~nobody-here/model", "tiny, or a folder"]),
+    "model with a long name": (["--model", "m" * 5000], ["model: got mmm", "tiny, or a folder"]),
     "model of the hub": (["--model", "stabilityai/stable-diffusion-3-medium"], ["stabilityai/", "hf download"]),
     "model random": (["--random_weights", "sd4"], ["random_weights: got sd4", "sd3-medium, sd3.5-medium"]),
     "model and random": (["--model", "tiny", "--random-weights", "tiny"], ["random_weights: got tiny", "beside"]),
@@ -84,6 +98,8 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "output exists": (["--output", "photo.png"], ["output: got photo.png", "--overwrite"]),
     "one of the outputs exists": (["--output", "p.png", "--num_images_per_prompt", "2"], ["output: got p-1.png"]),
     "image missing": (["--image", "none.png"], ["image: got none.png", "an existing image file"]),
+    "image with a long name": (["--image", "x" * 5000], ["image: got xxx", "an existing image file"]),
+    "image of 400 million pixels": (["--image", "huge.png"], ["image: got huge.png", "at most 67108864 pixels"]),
     "image not a picture": (["--image", "text.png"], ["image: got text.png", "an intact image"]),
     "image a pipe": (["--image", "pipe"], ["image: got pipe", "an existing image file"]),
     "prompt and prompts file": (["--prompts_file", "prompts.txt"], ["prompts_file: got", "beside --prompt"]),
@@ -123,6 +139,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                        "line.txt": "x\n" + "x" * 20_000, "prompts.txt": "a red circle"}.items():  # fmt: skip
         Path(name).write_text(text)
     os.mkfifo("pipe")
+    Image.new("1", (20_000, 20_000)).save("huge.png")
     return tmp_path
 
 
@@ -263,6 +280,14 @@ def test_as_a_process(command: list[str | bytes], folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT) if command[0] == "-m" else ""}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=LIMIT_S)
     check_refusal(done.returncode, done.stdout, done.stderr, [])
+
+
+def test_a_folder_that_was_removed(folder: Path) -> None:
+    (folder / "gone").mkdir()
+    command = f"cd gone; rmdir ../gone; exec {sys.executable} -m sd3par generate x"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+    check_refusal(done.returncode, done.stdout, done.stderr, ["current folder: got one that was removed"])
 
 
 @pytest.mark.parametrize("prompt", ["أحمر دائرة", "🔴🟦", "e\u0301" * 500, "a\u202eb", "\u200b", " ", "\U0010ffff",

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sd3par.errors import ConfigError, RankFailure
+from sd3par.errors import ConfigError, RankFailure, describe
 from sd3par.heartbeat import REASON_BYTES, Kind, Line, Message, Process, machine
 from sd3par.mesh import Mesh
 from sd3par.watch import Peer, Watch
-from sd3par.watchdog import EXIT_CODE, Watchdog, describe
+from sd3par.watchdog import EXIT_CODE, Watchdog
 from tests.ranks import ROOT
 from tests.watchdog_ranks import GUARDED_S, SCENES, TIMEOUT_S, WORLD
 

@@ -54,11 +54,15 @@ def scaling(rows: Sequence[Row]) -> Figure | None:
 
 
 def batch(rows: Sequence[Row]) -> Figure | None:
-    """Pictures a second, the time of a step and memory against pictures at once; all of a line at as many steps."""
+    """Pictures a second, the time of a step and memory against pictures at once; all of a line at as many steps.
+
+    What was measured with fewer is computed for them, drawn hollow and told of below the figure.
+    """
     series = by_batch(rows)
     if not series:
         return None
     figure, axes = _figure(3, 4.6)
+    computed = []
     for (name, points), colour in zip(_largest(series), COLOURS, strict=False):
         counts = sorted(points)
         each = [points[count]["step_ms"] / count for count in counts]
@@ -69,6 +73,10 @@ def batch(rows: Sequence[Row]) -> Figure | None:
         )
         for axis, values in zip(axes, (speed, each, memory), strict=True):
             axis.plot(counts, values, "o-", color=colour, label=f"{name}, {steps} steps")
+        few = [(count, rate) for count, rate in zip(counts, speed, strict=True) if points[count]["steps"] < steps]
+        if few:
+            axes[0].plot(*zip(*few, strict=True), "o", color=colour, markerfacecolor="white")
+        computed += [(points[count]["steps"], steps) for count, _ in few]
     titles = ("pictures a second", "ms a step and picture", "peak GiB of a rank")
     ticks = sorted({count for points in series.values() for count in points})
     for axis, title in zip(axes, titles, strict=True):
@@ -78,7 +86,13 @@ def batch(rows: Sequence[Row]) -> Figure | None:
         axis.minorticks_off()
         _from_zero(axis)
     axes[0].legend(fontsize=8)
-    return _signed(figure, [row for points in series.values() for row in points.values()])
+    return _signed(figure, [row for points in series.values() for row in points.values()], _told(computed))
+
+
+def _told(computed: Sequence[tuple[int, int]]) -> str:
+    """Returns what is to be said of points that are computed from fewer steps; computed: steps of both."""
+    pairs = " and ".join(f"{few} steps, computed for {steps}" for few, steps in sorted(set(computed)))
+    return f"hollow: pictures a second measured with {pairs} by the time of a step\n" if pairs else ""
 
 
 def step(rows: Sequence[Row]) -> Figure | None:
@@ -139,11 +153,11 @@ def _figure(columns: int, height: float, width: float = 15.0) -> tuple[Figure, l
     return figure, [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
 
 
-def _signed(figure: Figure, rows: Sequence[Row]) -> Figure:
-    """Writes below a figure from which runs it is: those of other commits may not be compared."""
+def _signed(figure: Figure, rows: Sequence[Row], first: str = "") -> Figure:
+    """Writes below a figure from which runs it is: those of other commits may not be compared; first: goes before."""
     runs = dict.fromkeys(f"{row['run_id']} ({row.get('commit', 'unknown')})" for row in rows)
     gpus = dict.fromkeys(str(row.get("gpu") or row.get("cpu", "")).split(" x ")[-1] for row in rows)
-    figure.supxlabel(f"{', '.join(gpus)}; runs (commits): {', '.join(runs)}", fontsize=8, color="#666666")
+    figure.supxlabel(f"{first}{', '.join(gpus)}; runs (commits): {', '.join(runs)}", fontsize=8, color="#666666")
     return figure
 
 

@@ -22,10 +22,21 @@ from sd3par.launch.parser import Parser
 
 Row = dict[str, Any]
 TIMES = ("image", "image_min", "image_p90", "loop", "step", "images_s", "peak", "reserved", "spread")
-EXPLAINED = """\
+# Which seconds the tables have, by what is measured.
+EXPLAINED = {
+    "pictures": """\
 loop s: from text states on the device to latents; image s: to pictures on the device; both the median of the slowest
 rank, min and p90 beside it. peak GiB: of tensors on the largest rank; held GiB: what Paddle took of the device for
-them. A case that fails or runs out of memory is a row, not the end. Repeats that differ too much are told of."""
+them. A case that fails or runs out of memory is a row, not the end. Repeats that differ too much are told of.""",
+    "vae": """\
+decode s: the median of the slowest rank, min and p90 beside it. peak GiB: of tensors on the largest rank. A case that
+fails or runs out of memory is a row, not the end. Repeats that differ too much are told of. Flags about text, guidance
+and steps are taken as of the other kinds, and change nothing.""",
+    "text": """\
+encode s: the median of the slowest rank, min and p90 beside it. peak GiB: of tensors on the largest rank. A case that
+fails or runs out of memory is a row, not the end. Repeats that differ too much are told of. Flags about sizes and steps
+are taken as of the other kinds, and change nothing.""",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ def report(
 
 def parser_of(kind: Kind) -> Parser:
     """Returns the parser of a kind."""
-    about = f"{kind.about[0].upper()}{kind.about[1:]}.\n\n{EXPLAINED}"
+    about = f"{kind.about[0].upper()}{kind.about[1:]}.\n\n{EXPLAINED[kind.standard.what]}"
     parser = Parser(prog=f"sd3par bench {kind.name}", description=about)
     add_flags(parser, kind.standard)
     add_result_flags(parser, kind.name)

@@ -24,6 +24,13 @@ MAX_REPEATS, MAX_BATCH = 1000, 4096
 CPU_PROCESSES = 2  # more only wait for each other's cores
 MANY_IMAGES = 8  # --few_steps is for more
 SMOKE_STEPS, SMOKE_WARM_UPS, SMOKE_REPEATS, SMOKE_IMAGES, SMOKE_LIST = 2, 1, 2, 2, 2
+# Flags that change nothing where only a part of the model is measured: taken, since `bench all` hands all flags on.
+UNUSED = {
+    "vae": ("num_inference_steps", "few_steps", "guidance_scale", "max_sequence_length"),
+    "text": ("size", "num_inference_steps", "few_steps"),
+}
+# What is new in each repeat.
+NEW = {"vae": "", "text": ", each with new prompts"}
 # Beside its own size a model is measured at these shares of it, width and height: 1024 gives 512, 768 and 1280 x 768.
 SHARES = ((0.5, 0.5), (0.75, 0.75), (1.25, 0.75), (1.0, 1.0))
 
@@ -68,7 +75,7 @@ class Sweep:
 def add_flags(parser: Parser, standard: Defaults) -> None:
     """Adds all flags of a sweep. Those that take several values are measured with each."""
     _add_lists(Flags(parser, "what is measured: every combination of these"), standard)
-    model = Flags(parser, "the model; its text encoders are left out")
+    model = Flags(parser, "the model" if standard.what == "text" else "the model; its text encoders are left out")
     model.other("--model", metavar="PATH", nargs="+", help=f"{DEFAULT_MODEL}, diffusers folders, or .safetensors files "
                 f"(default: {DEFAULT_MODEL})")  # fmt: skip
     model.other("--random_weights", metavar="NAME", nargs="+", type=one_of(RANDOM_MODELS), help="instead of --model: "
@@ -87,12 +94,15 @@ def add_flags(parser: Parser, standard: Defaults) -> None:
                 "xdit:dp2,sp2, ... (guidance split x Ulysses)")  # fmt: skip
     how = Flags(parser, "how it is measured")
     how.value("warm_ups", "N", "calls that do not count; four at least of what is recorded", whole, 4)
-    how.value("repeats", "N", "calls that count, each with new text states and a new seed", whole, standard.repeats)
+    new = NEW.get(standard.what, ", each with new text states and a new seed")
+    how.value("repeats", "N", f"calls that count{new}", whole, standard.repeats)
     how.value("rank_timeout_s", "SECONDS", "a case fails when one of its processes is silent for so long", number, 20.0)
     how.value("limit_s", "SECONDS", "a case that takes longer has failed", number, 300.0)
     how.value("budget_s", "SECONDS", "cases that have not begun by then are not run", number)
     how.value("case_s", "SECONDS", "a case that has taken so long makes no more repeats", number)
-    how.switch("smoke", f"does it run? {SMOKE_STEPS} steps, {SMOKE_REPEATS} repeats, at most {SMOKE_LIST} values each")
+    steps = "" if standard.what in UNUSED else f"{SMOKE_STEPS} steps, "
+    how.switch("smoke", f"does it run? {steps}{SMOKE_REPEATS} repeats, at most {SMOKE_LIST} values each")
+    parser.hide(UNUSED.get(standard.what, ()))
 
 
 def _add_lists(lists: Flags, standard: Defaults) -> None:

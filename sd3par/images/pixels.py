@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 from paddle import Tensor
@@ -103,6 +102,8 @@ def _upright_rgb(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
             return _decode(picture, name)
     except ConfigError:
         raise
+    except Image.DecompressionBombError:
+        raise ConfigError("image", name, f"at most {MAX_PIXELS} pixels") from None
     except Exception as error:  # Pillow's decoders raise nearly every kind of error on broken files
         allowed = f"an intact image; files: {', '.join(FORMATS)} ({type(error).__name__})"
         raise ConfigError("image", name, allowed) from None
@@ -111,7 +112,7 @@ def _upright_rgb(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
 def _open(path: str | os.PathLike[str]) -> Image.Image:
     """Reads the header of a picture."""
     # Not for pipes and devices: opening them could wait for ever.
-    require(Path(path).is_file(), "image", str(path), "an existing image file")
+    require(os.path.isfile(path), "image", str(path), "an existing image file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
         return Image.open(path, formats=FORMATS)

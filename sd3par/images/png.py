@@ -19,8 +19,11 @@ from sd3par.images.metadata import ImageMetadata
 FIELD = "output"
 
 
-def check_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
+def check_writable(path: str | os.PathLike[str], overwrite: bool, *others: str | os.PathLike[str]) -> None:
     """Checks, before any work is done, that `save_png` will be able to write `path`; leaves nothing behind.
+
+    Args:
+        others: more names in the same folder.
 
     Raises:
         ConfigError: not a .png name, no such folder, a folder that cannot be written, or an existing file that may not
@@ -30,7 +33,8 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
     require(target.suffix.lower() == ".png", FIELD, str(path), "a file name that ends in .png")
     with _as_config_error(path):
         require(target.parent.is_dir(), FIELD, str(path), "a file in a folder that exists")
-        _check_existing(target, overwrite)
+        for one in (target, *others):
+            _check_existing(Path(one), overwrite)
         part, file = _create_part(target)
         file.close()
         part.unlink()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from sd3par.errors import ConfigError
 from sd3par.mmdit import MMDiT
 from sd3par.plan import axis_ranks, clip_ranks, ring
 from sd3par.static import operators
+from sd3par.static.folder import appearing
 from sd3par.static.mesh import TracedMesh
 from sd3par.static.parts import ClipText, Decode, Encode, Part, Prepare, Step, T5Text
 from sd3par.static.write import PARAMETERS, PROGRAM, renumbered, write
@@ -70,7 +70,8 @@ def export(
 ) -> Manifest:  # fmt: skip
     """Writes the programs and parameters of all ranks; returns what the folder says of itself.
 
-    The folder appears when all of it is there. Nothing runs but the reading of weights.
+    The folder appears when all of it is there; what an export to it that was killed left is removed. Nothing runs but
+    the reading of weights.
 
     Args:
         files: of `weights.open_model`.
@@ -82,12 +83,12 @@ def export(
         ConfigError: the folder exists, or the model cannot be split or traced so.
         CheckpointError: the weights do not fit, or a program lost a collective.
     """
-    out = Path(folder)
-    require(not out.exists(), "out", str(folder), "a folder that does not exist yet")
+    out = Path(os.path.expanduser(folder))
+    require(not os.path.lexists(out), "out", str(folder), "a folder that does not exist yet")
     reason = operators.why_not_traceable(target.kind, target.dtype)
     require(not reason, "dtype", target.dtype, f"float32 with this Paddle; {reason}")
     parse_config(ModelConfig, files.transformer.config, files.transformer.where).check_mesh(target.parallel)
-    with _rename(out) as temporary, _on_the_cpu(), target.tracing():
+    with appearing(out) as temporary, _on_the_cpu(), target.tracing():
         work = _Export(files, temporary, target, say, place)
         work.transformer()
         work.vae()
@@ -235,32 +236,6 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in (".json", ".txt", ".model"):
             shutil.copyfile(path, target / path.name)
-
-
-@contextmanager
-def _rename(place: Path) -> Iterator[Path]:
-    """Yields a new folder that becomes `place` if nothing goes wrong."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    except OSError as error:
-        raise ConfigError("out", str(place), f"a folder that can be made ({error.strerror})") from None
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        os.rename(temporary, place)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):  # no room, or another export was there first
-            raise ConfigError("out", str(place), f"a folder that can be written ({error.strerror})") from None
-        raise
-
-
-def _umask() -> int:
-    """Returns what this user's new folders do not allow; a temporary one allows less."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,7 @@ class NoTensors:
 
 def is_export(path: object) -> bool:
     """Returns whether a caller who names `path` as the model names an exported folder."""
-    try:
-        return isinstance(path, (str, Path)) and (Path(path).expanduser() / MANIFEST).is_file()
-    except (OSError, RuntimeError, ValueError):  # what no path can be
-        return False
+    return isinstance(path, (str, Path)) and os.path.isfile(Path(os.path.expanduser(path)) / MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Export:
         Raises:
             CheckpointError: no manifest, another format, or a file is missing or of another size.
         """
-        folder = Path(path).expanduser()
+        folder = Path(os.path.expanduser(path))
         manifest = Manifest.read(folder)
         manifest.check_present(folder)
         if manifest.paddle != paddle.__version__:

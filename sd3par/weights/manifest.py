@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,27 @@ class Manifest:
     weights: str
     files: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        for name, file in self.files.items():
+            require(_is_file(file), f"files: {name}", file, "its bytes, and the SHA-256 of each part")
+        for name in self.operators:
+            require(isinstance(name, str) and name in self.files, "operators", name, "one of the files")
+        for name, ranks in self.programs.items():
+            right = _all_of(ranks, lambda pair: pair is None or self._is_pair(pair))
+            require(right and len(ranks) == self.parallel.world, f"programs: {name}", ranks,
+                    "of each rank a program and its parameters, which are among the files, or null")  # fmt: skip
+        for name, config in self.configs.items():
+            right = isinstance(config, dict) and (name in ("transformer", "vae") or name in self.programs)
+            require(right, f"configs: {name}", config, "a JSON object, of a part that has programs")
+        names = [field.name for field in fields(Limits)]
+        right = sorted(self.limits) == sorted(names) and _all_of(
+            [*self.limits.values()], lambda most: type(most) is int
+        )
+        require(right, "limits", self.limits, f"whole numbers {', '.join(names)}")
+
+    def _is_pair(self, pair: Any) -> bool:
+        return _all_of(pair, lambda name: isinstance(name, str) and name in self.files) and len(pair) == 2
+
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Returns what stands in a folder.
@@ -142,6 +163,17 @@ class Manifest:
             size = path.stat().st_size
             if size != file["bytes"]:
                 raise CheckpointError(path, f"{size} bytes", f"{file['bytes']} bytes, as exported")
+
+
+def _all_of(found: Any, holds: Callable[[Any], bool]) -> bool:
+    """Returns whether something is a JSON array, and each element of it is as it must be."""
+    return isinstance(found, (list, tuple)) and all(map(holds, found))
+
+
+def _is_file(found: Any) -> bool:
+    """Returns whether something describes a file, as `File` does."""
+    keys = isinstance(found, dict) and sorted(found) == sorted(field.name for field in fields(File))
+    return keys and type(found["bytes"]) is int and _all_of(found["sha256"], lambda one: isinstance(one, str))
 
 
 class Digests:

@@ -10,8 +10,10 @@ import pytest
 
 from sd3par import SD3Pipeline
 from sd3par.captured import EAGER_CALLS
+from sd3par.launch import cli
 from sd3par.launch.bench import parts
 from sd3par.launch.bench.case import Case
+from sd3par.launch.bench.kinds import KINDS
 from sd3par.launch.bench.parts import Measurer, calls
 
 CASE = Case("batch", "pictures", "eager", 32, 32, 1, 1, 7.0, 4, warm_ups=2, repeats=3)
@@ -65,3 +67,12 @@ def test_parts_alone(pipe: SD3Pipeline, what: str, name: str) -> None:
     row = Measurer(pipe).measure(dataclasses.replace(CASE, what=what, images=2))
     assert 0 < row[f"{name}_min_s"] <= row[f"{name}_s"] <= row[f"{name}_p90_s"] and row["repeats"] == 3
     assert ("images_per_s" in row) == (what == "vae") and "loop_s" not in row
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_help_speaks_of_what_is_measured(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert ("loop s:" in out) == ("--num_inference_steps" in out) == (name not in ("vae", "text"))
+    assert ("decode s:" in out, "encode s:" in out) == (name == "vae", name == "text")
+    assert ("text encoders are left out" in out) == (name != "text")

@@ -103,6 +103,18 @@ def test_plots(results: Path, folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert (folder / "p" / "scaling.svg").read_text() == scaling  # nothing of the day it was drawn
 
 
+def test_what_was_measured_with_fewer_steps_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures a second of 2 at once are computed: they stand apart, and below the figure it is said."""
+    pytest.importorskip("matplotlib")
+    told = "hollow: pictures a second measured with 1 steps, computed for 4 by the time of a step"
+    for name, steps in (("as-many", 4), ("fewer", 1)):
+        rows = [batch(1, 1.0), batch(2, 1.8) | {"steps": steps}]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert cli.main(["bench", "plot", f"{name}.jsonl", "--output", name]) == 0
+        drawn = (folder / name / "batch.svg").read_text()
+        assert (told in drawn) == ("fill: #ffffff; stroke: #0072b2" in drawn) == (name == "fewer")
+
+
 def test_two_runs_are_compared_by_ratios(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One card took 9 s and then 4 s, two 6 s and then 2.5 s: ratios of 0.667 and 0.625."""
     words = ["bench", "compare", str(results), "--run", "old", "new", "--within"]

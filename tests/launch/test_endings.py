@@ -36,6 +36,7 @@ def ends(error: BaseException) -> int:
     (Sd3parError("two\nlines"), 1, "two lines"),
     (FileNotFoundError(2, "No such file or directory", "a\nb"), 1, "a\\nb: No such file or directory"),
     (OSError(28, "No space left on device", "a.png"), 1, "a.png: No space left on device"),
+    (OSError(28, "No space left on device"), 1, "what is printed cannot be written: No space left on device"),
     (ValueError("one\ntwo"), 1, "internal error: ValueError: one; --debug shows the traceback"),
     (MemoryError(), 1, "out of memory: smaller pictures, a larger --mp_size, or --no_t5 need less (MemoryError)"),
     (RuntimeError("\n\nResourceExhaustedError: \n\nno more"), 1,
@@ -92,6 +93,14 @@ def test_error_stands_below_a_progress_bar(capsys: pytest.CaptureFixture[str]) -
     with tqdm(total=2):
         Place().say("reason")
     assert "\nsd3par: error: reason\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str, tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -W ignore -m sd3par generate x --num_inference_steps 1 --output {tmp_path}/a.png"
+    assert subprocess.run(["bash", "-c", f"{command} {closed}"], cwd=ROOT, timeout=60).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_closed_pipe() -> None:

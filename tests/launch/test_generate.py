@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +140,21 @@ def test_benchmark_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[st
     assert list(folder.iterdir()) == []
 
 
+def test_figures_that_were_asked_for_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "x", *FAST, "--benchmark", "1", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "what",
+        "where",
+        "load",
+        "median",
+        "loop",
+        "image",
+        "step",
+    ]
+    assert err == ""
+
+
 def test_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = images.ImageMetadata(
         prompt="a\n\x1b[31mred", negative_prompt="", seed=1, steps=2, guidance_scale=7.0, width=16, height=16,
@@ -168,6 +185,21 @@ def test_same_picture_on_four_processes(folder: Path) -> None:
     assert abs(pixels(folder / "four.png") - pixels(folder / "one.png")).max() <= 1
     found = images.read_metadata(folder / "four.png")
     assert ParallelConfig(found["dp"], found["mp"], found["sp"]) == ParallelConfig(2, 2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_what_make_demo_shows(folder: Path) -> None:
+    """The picture's report and a progress bar, and nothing that Paddle says of itself."""
+    printed = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    words = shlex.split(printed[printed.index(".venv/bin/sd3par ") :].replace("\\\n", " "))
+    command = [sys.executable, "-m", "sd3par", *words[1:]]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+                          timeout=200)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == REPORT
+    assert {line.split()[0] for line in re.split(r"[\r\n]+", done.stderr) if line.strip()} == {"denoise:"}
+    assert pixels(folder / "demo.png").shape == (128, 128, 3)
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from sd3par.config import GenerationRequest, ParallelConfig
+from sd3par.errors import ConfigError
+from sd3par.images import png
 from sd3par.launch.flags import render_parser
 from sd3par.launch.job import Job, numbered, read_prompts
 
@@ -70,3 +72,16 @@ def test_longest_prompts_file(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_numbered(name: str, count: int, names: list[str]) -> None:
     assert [str(path) for path in numbered(Path(name), count)] == names
+
+
+def test_many_outputs_are_tried_with_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file for each of 640,000 took a minute."""
+    made: list[Path] = []
+    create = png._create_part
+    monkeypatch.setattr(png, "_create_part", lambda path: (made.append(path), create(path))[1])
+    many = job("--prompt=a", f"--output={tmp_path / 'a.png'}", "--num_images_per_prompt=64")
+    many.check(writes=True)
+    assert made == [tmp_path / "a-00.png"] and list(tmp_path.iterdir()) == []
+    (tmp_path / "a-63.png").touch()
+    with pytest.raises(ConfigError, match="a-63.png; allowed: a new file"):
+        many.check(writes=True)

@@ -103,7 +103,32 @@ def test_missing_or_changed_files(export: Path, name: str, break_it: Callable[[P
     assert said in found and name in found
 
 
-@pytest.mark.parametrize("values", [{"unknown": 1}, {"dp": "1"}, {"programs": None}, {"configs": {}}])
+PROGRAMS = {name: [["decode.json", "decode.pdiparams"]] for name in ("prepare", "step", "decode", "encode")}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"unknown": 1},
+        {"dp": "1"},
+        {"configs": {}},
+        {"configs": {"transformer": []}},
+        {"limits": {"side": 256}},
+        {"limits": {"side": 256, "images": "4", "text": 1}},
+        {"operators": ["other.so"]},
+        {"operators": [["decode.json"]]},
+        {"programs": None},
+        {"programs": PROGRAMS},  # none for the text encoders, whose configs are there
+        {"programs": {"step": [["other.json", "decode.pdiparams"]]}},
+        {"programs": {"step": [["decode.json"]]}},
+        {"programs": {"step": ["decode.json"]}},
+        {"programs": {"step": [None, None]}},
+        {"programs": {"step": 5}},
+        {"files": {"decode.json": 5}},
+        {"files": {"decode.json": {"bytes": 5}}},
+        {"files": {"decode.json": {"bytes": 5, "sha256": "0"}}},
+    ],
+)
 def test_other_manifests(export: Path, values: dict[str, Any]) -> None:
     change(export, **values)
     assert MANIFEST in refusal(export)
