@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
+from sd3par.kernels.rows import normed, scaled
 from sd3par.kernels.runtime import check_last_axis, check_like, empty, jit, launch, tl
 
 EPSILON = 1e-6
@@ -67,9 +67,8 @@ def _modulated(
 ) -> tuple[Tensor, ...]:
     if branch is not None:
         branch = branch.astype("float32").sum(0).astype(x.dtype) if branch.ndim == 4 else branch
-        x = x + (branch if gate is None else gate.unsqueeze(1) * branch)
-    normed = F.layer_norm(x, x.shape[-1], epsilon=EPSILON)
-    return x, *(normed * (1.0 + scale).unsqueeze(1) + shift.unsqueeze(1) for scale, shift in modulations)
+        x = x + (branch if gate is None else scaled(branch, gate))
+    return x, *normed(x, [(1.0 + scale, shift) for scale, shift in modulations], EPSILON)
 
 
 def adaln_triton(streams: list[Stream], outs: list[list[Copies]] | None = None) -> list[tuple[Tensor, ...]]:

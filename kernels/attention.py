@@ -55,17 +55,24 @@ def attention_reference(segments: list[Tensor], outs: list[Scattered] | None = N
         2
     )  # [R, S, heads, head_dim]
     if not paddle.in_dynamic_mode():  # a program does not know where to cut
-        return [_written_out(segment[:, :, 0], k, v).flatten(2) for segment in segments]
-    attend = F.scaled_dot_product_attention if q.place.is_cpu_place() else _written_out
-    out, first = attend(q, k, v).flatten(2), segments[0].shape[1]
+        return [_written_out(segment[:, :, 0], k, v) for segment in segments]
+    attend = _head_by_head if q.place.is_cpu_place() else _written_out
+    out, first = attend(q, k, v), segments[0].shape[1]
     return [out] if len(segments) == 1 else [out[:, :first], out[:, first:]]
 
 
+def _head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q, k, v: [R, S, heads, head_dim] -> [R, S, heads * head_dim]; on a CPU a head's scores stay in the cache."""
+    heads = zip((q * q.shape[-1] ** -0.5).unbind(2), k.unbind(2), v.unbind(2), strict=True)
+    scored = ((F.softmax(paddle.matmul(query, key, transpose_y=True), axis=-1), value) for query, key, value in heads)
+    return paddle.concat([paddle.matmul(weights, value) for weights, value in scored], axis=-1)
+
+
 def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q, k, v: [R, S, heads, head_dim] -> the same shape; Paddle's own function wants a flash attention on devices."""
+    """The same, all at once; Paddle's own function wants a flash attention on devices."""
     q, k, v = (x.transpose([0, 2, 1, 3]) for x in (q, k, v))  # [R, heads, S, head_dim]
     scores = paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True)  # [R, heads, S, S]
-    return paddle.matmul(F.softmax(scores, axis=-1), v).transpose([0, 2, 1, 3])
+    return paddle.matmul(F.softmax(scores, axis=-1), v).transpose([0, 2, 1, 3]).flatten(2)
 
 
 def attention_triton(

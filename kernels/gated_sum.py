@@ -6,12 +6,13 @@ from paddle import Tensor
 
 from sd3par.kernels.adaln import LINE, check_tokens, chunks, columns, load_token, load_vector, store_chunk
 from sd3par.kernels.attention import Scattered
+from sd3par.kernels.rows import scaled
 from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, tl
 
 
 def gated_sum_reference(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor) -> Tensor:
     """x, x2: [R, T, D], gate, gate2: [R, D] -> gate * x + gate2 * x2: [R, T, D]."""
-    return gate.unsqueeze(1) * x + gate2.unsqueeze(1) * x2
+    return scaled(x, gate) + scaled(x2, gate2)
 
 
 def gated_sum_triton(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor, out: Scattered | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 
 import numpy as np
@@ -9,8 +10,12 @@ import numpy as np
 
 def array(name: str, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
     """Returns normal numbers of `scale`, fp32, drawn from a legacy (hence frozen) numpy generator seeded by `name`."""
-    seed = zlib.crc32(name.encode())
-    return (np.random.RandomState(seed).standard_normal(shape) * scale).astype(np.float32)
+    return (_normal(name, shape) * scale).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=4096)  # models are made of the same ones on every mesh
+def _normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
