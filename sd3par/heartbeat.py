@@ -155,8 +155,9 @@ class Process:
         number = self.status & 0x7F
         if self.state != "Z" or not number:
             return "ended without a word"
-        name = signal.Signals(number).name
-        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        known = number in list(signal.Signals)  # not real-time ones, but the first and the last
+        name = signal.Signals(number).name if known else f"signal {number}"
+        return f"was killed by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
 
 
 def machine() -> int:

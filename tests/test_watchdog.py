@@ -201,6 +201,13 @@ def test_process_states() -> None:
     assert Process.look(child.pid).how_it_ended() == "ended without a word"
 
 
+def test_every_signal_has_a_name() -> None:
+    """Real-time signals among them, of which Python names the first and the last only."""
+    ways = [Process(1, 1, "Z", number).how_it_ended() for number in range(1, signal.NSIG)]
+    assert ways[signal.SIGTERM - 1] == "was killed by SIGTERM"
+    assert ways[39] == "was killed by signal 40"
+
+
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 5
     while not condition():
