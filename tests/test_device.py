@@ -96,6 +96,17 @@ def test_a_recording_that_fails_ends_and_says_why(gpu: Device) -> None:
     assert gc.isenabled()
 
 
+def test_a_recording_that_cannot_begin_lets_garbage_be_collected(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(recorder: Recorder) -> None:
+        raise OSError("another recording is under way")
+
+    monkeypatch.setattr(Recorder, "capture_begin", refused, raising=False)
+    with pytest.raises(OSError, match="another recording"):
+        CapturedGraph(gpu, lambda: 1)
+    assert Recorder.log == []  # nor is the other one ended
+    assert gc.isenabled()
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_graphs_go_at_the_end_of_the_process(gpu: Device, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
     """Unless the device does not end its work: then they are left, since giving their memory back would wait for it."""
