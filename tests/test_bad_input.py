@@ -69,6 +69,8 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "flag with a value too many": (["--quiet=1"], ["quiet: got"]),
     "second prompt": (["another"], ["arguments: got another"]),
     "model missing": (["--model", "no/such/folder"], ["model: got no/such/folder", "tiny, or a folder"]),
+    "model of no user": (["--model", "~no-such-user/sd3"], ["model: got ~no-such-user/sd3", "that exists"]),
+    "model with a long name": (["--model", "a" * 300], ["model: got aaa", "that exists"]),
     "model of the hub": (["--model", "stabilityai/stable-diffusion-3-medium"], ["stabilityai/", "hf download"]),
     "model random": (["--random_weights", "sd4"], ["random_weights: got sd4", "sd3-medium, sd3.5-medium"]),
     "model and random": (["--model", "tiny", "--random-weights", "tiny"], ["random_weights: got tiny", "beside"]),
