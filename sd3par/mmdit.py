@@ -26,7 +26,7 @@ from sd3par.plan import Rows, WeightPlan, mmdit_source, tokens_for
 from sd3par.ranges import span
 from sd3par.routes import Routes, routes_for
 from sd3par.sums import Branch, GatedBranches
-from sd3par.watchdog import Watchdog
+from sd3par.watchdog import connect
 from sd3par.weights import Component, fill, open_transformer
 
 
@@ -210,8 +210,7 @@ class MMDiT(nn.Layer):
         target, component = choose(dtype, device), open_transformer(path)
         parse_config(ModelConfig, component.config, component.where).check_mesh(parallel)
         target.activate()
-        mesh = Mesh.from_env(parallel)
-        watchdog = Watchdog.start(mesh)
+        mesh, watchdog = connect(parallel)
         with watchdog.told_of_errors():
             model = cls.load(component, target.dtype, mesh)
             mesh.meet("loaded")

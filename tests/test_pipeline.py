@@ -79,7 +79,8 @@ def test_callback_sees_every_step_and_may_stop(pipe: SD3Pipeline) -> None:
         pipe.interrupt = step == 1
         return kwargs
 
-    pipe(output_type="latent", callback_on_step_end=callback, **arguments(CASES["one"]))
+    out = pipe(output_type="latent", callback_on_step_end=callback, **arguments(CASES["one"]))
+    assert out.steps == 2
     assert seen == [(0, 1000.0, (1, 16, 8, 10)), (1, 857.69, (1, 16, 8, 10))]
 
 
