@@ -13,6 +13,7 @@ from sd3par.config import ModelConfig, ParallelConfig, parse_config, require
 from sd3par.device import Device
 from sd3par.mesh import Mesh
 from sd3par.plan import check_world
+from sd3par.text.config import T5_DTYPES
 from sd3par.weights import ModelFiles
 
 if TYPE_CHECKING:
@@ -72,10 +73,13 @@ def choose_device(files: ModelFiles, dtype: str = "auto", kind: str = "auto") ->
     """Returns the device to use, as `device.choose`; an exported model has a kind of device and a dtype of its own.
 
     Raises:
-        ConfigError: no such device here, or the model is not for it.
+        ConfigError: no such device here, or the model is not for it, or not for the dtype.
     """
     if files.export is None:
-        return device.choose(dtype, kind)
+        target = device.choose(dtype, kind)
+        possible = files.text_encoder_3 is None or target.dtype in T5_DTYPES
+        require(possible, "dtype", target.dtype, f"{' or '.join(T5_DTYPES)}; float16 without T5 (--no_t5) only")
+        return target
     manifest = files.export.manifest
     if kind == "auto":
         kind = device.available()[0] if manifest.target == "cuda" else "cpu"

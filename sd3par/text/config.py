@@ -22,6 +22,7 @@ T5_IGNORED = frozenset(
      "pad_token_id"}
 )  # fmt: skip
 ACTIVATIONS = ("quick_gelu", "gelu")  # of CLIP
+T5_DTYPES = ("float32", "bfloat16")  # in float16 T5's activations overflow
 
 
 @dataclass(frozen=True)
