@@ -43,6 +43,7 @@ class Admitted:
 
 def check_result(output_type: object, callback: object) -> None:
     """Raises ConfigError unless these are a kind of result and a function to call after each step, or None."""
-    require(output_type in OUTPUT_TYPES, "output_type", output_type, ", ".join(OUTPUT_TYPES))
+    known = isinstance(output_type, str) and output_type in OUTPUT_TYPES
+    require(known, "output_type", output_type, ", ".join(OUTPUT_TYPES))
     allowed = "a function of (pipe, step, timestep, kwargs)"
     require(callback is None or callable(callback), NAME, callback, allowed)

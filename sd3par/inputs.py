@@ -87,9 +87,12 @@ def _array(name: str, value: Any) -> Tensor | None:
     if value is None:
         return None
     try:
-        array = value.astype("float32").numpy() if isinstance(value, Tensor) else np.asarray(value, np.float32)
+        array = value.astype("float32").numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if np.iscomplexobj(array):
+            raise TypeError
+        array = array.astype(np.float32, copy=False)
     except (TypeError, ValueError):
-        raise ConfigError(name, type(value).__name__, "a Paddle tensor or numpy array") from None
+        raise ConfigError(name, type(value).__name__, "a Paddle tensor or numpy array of real numbers") from None
     require(array.ndim >= 2 and array.size > 0, name, f"shape {list(array.shape)}", "at least two axes, none empty")
     require(bool(np.isfinite(array).all()), name, "NaN or infinity", "finite numbers")
     return paddle.to_tensor(array)
