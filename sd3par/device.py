@@ -120,6 +120,11 @@ def current() -> str:
     return str(paddle.get_device())
 
 
+def current_index() -> int:
+    """Returns which device of its kind that is."""
+    return int(current().partition(":")[2] or 0)
+
+
 def choose(dtype: str = "auto", kind: str = "auto") -> Device:
     """Returns the device to use.
 
@@ -143,11 +148,6 @@ def choose(dtype: str = "auto", kind: str = "auto") -> Device:
 def local_index(kind: str) -> int:
     """Returns which of this machine's devices of a kind belongs to this process, as Paddle's launcher says."""
     return int(os.environ.get(f"FLAGS_selected_{kind}s", "").split(",")[0] or 0)
-
-
-def current_index() -> int:
-    """Returns which device of its kind that is."""
-    return int(current().partition(":")[2] or 0)
 
 
 def synchronize() -> None:

@@ -11,6 +11,7 @@ from sd3par.auto import resolved
 from sd3par.captured import Captured
 from sd3par.config import ModelConfig, ParallelConfig, parse_config, require
 from sd3par.device import Device
+from sd3par.errors import ConfigError
 from sd3par.mesh import Mesh
 from sd3par.plan import check_world
 from sd3par.text.config import T5_DTYPES
@@ -98,10 +99,8 @@ def choose_mesh(files: ModelFiles, parallel: ParallelConfig | str, target: Devic
         return resolved(parallel, model, target, world)
     own = files.export.manifest.parallel
     chosen = own if parallel == "auto" else parallel
-    require(
-        isinstance(chosen, ParallelConfig), "parallel", parallel, 'a ParallelConfig(dp=..., mp=..., sp=...), or "auto"'
-    )
-    assert isinstance(chosen, ParallelConfig)
+    if not isinstance(chosen, ParallelConfig):
+        raise ConfigError("parallel", parallel, 'a ParallelConfig(dp=..., mp=..., sp=...), or "auto"')
     files.export.manifest.check_mesh(chosen)
     check_world(chosen, world)
     return chosen

@@ -16,7 +16,7 @@ from enum import IntEnum
 
 from sd3par.errors import shorten
 
-KEY_BYTES, REASON_BYTES = 32, 240
+REASON_BYTES = 240
 _MAGIC, _DIGEST_BYTES = b"sd3w", 16
 _BODY = struct.Struct(f"!4sBHQ{REASON_BYTES}s")  # magic, kind, sender's rank, sequence number, reason
 _SIZE = _BODY.size + _DIGEST_BYTES
