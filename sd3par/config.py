@@ -184,6 +184,7 @@ class ModelConfig:
 
 # Limits that do not depend on the model. A prompt beyond 16 kB is a mistake: T5 reads 512 tokens at most.
 MAX_STEPS, MAX_GUIDANCE, MAX_IMAGES, MAX_PROMPT_BYTES, MAX_SEED = 1000, 100.0, 64, 16_384, 2**63 - 1
+RANK_TIMEOUTS_S = 2.0, 3600.0  # the shortest and the longest silence of a rank that may be allowed
 
 
 @dataclass(frozen=True)
@@ -215,8 +216,8 @@ class GenerationRequest:
         _check_whole("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
         _check_whole("seed", self.seed, 0, MAX_SEED)
         _check_whole("max_sequence_length", self.max_sequence_length, 1, 512)
-        _check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
-        _check_number("strength", self.strength, 0.0, 1.0)
+        check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
+        check_number("strength", self.strength, 0.0, 1.0)
         for name in ("height", "width"):
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name), 1, 1 << 16)
@@ -278,7 +279,8 @@ def _check_whole(field: str, value: object, low: int, high: int) -> None:
     require(whole and low <= value <= high, field, value, f"a whole number from {low} to {high}")  # type: ignore[operator]
 
 
-def _check_number(field: str, value: object, low: float, high: float) -> None:
+def check_number(field: str, value: object, low: float, high: float) -> None:
+    """Raises ConfigError unless a value is a number within these limits."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     require(number and low <= value <= high, field, value, f"a number from {low:g} to {high:g}")  # type: ignore[operator]
 

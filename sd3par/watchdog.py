@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 import paddle
 
-from sd3par.config import ParallelConfig, require
+from sd3par.config import RANK_TIMEOUTS_S, ParallelConfig, check_number
 from sd3par.errors import OutOfMemory, RankFailure, shorten
 from sd3par.guard import Guard
 from sd3par.heartbeat import Kind, Line, Process, machine
@@ -60,7 +60,7 @@ class Watchdog:
         Raises:
             ConfigError: timeout_s is not from 2 to 3600.
         """
-        require(2.0 <= timeout_s <= 3600.0, "rank_timeout_s", timeout_s, "seconds from 2 to 3600")
+        check_number("rank_timeout_s", timeout_s, *RANK_TIMEOUTS_S)
         if mesh.world.size == 1:
             return cls(None, [], 0, timeout_s)
         running = next((dog for dog in _running if dog._watch.timeout_s == timeout_s and not dog._over.is_set()), None)
@@ -178,6 +178,7 @@ def connect(parallel: ParallelConfig, timeout_s: float = TIMEOUT_S) -> tuple[Mes
         ConfigError: their number is not dp * mp * sp, or timeout_s is out of range.
         RankFailure: another process did not come up, or this one has failed before.
     """
+    check_number("rank_timeout_s", timeout_s, *RANK_TIMEOUTS_S)
     for dog in _running:
         dog.check()
     mesh = Mesh.from_env(parallel)

@@ -228,8 +228,8 @@ def test_one_process_needs_no_watchdog() -> None:
     dog.stop()
 
 
-@pytest.mark.parametrize("timeout_s", [0.0, -1.0, 1.9, 4000.0, float("nan"), float("inf")])
-def test_timeout_is_checked(timeout_s: float) -> None:
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, 1.9, 4000.0, float("nan"), float("inf"), "20", None])
+def test_timeout_is_checked(timeout_s: object) -> None:
     with pytest.raises(ConfigError, match="rank_timeout_s"):
         Watchdog.start(Mesh.single(), timeout_s)
 
