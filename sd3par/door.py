@@ -35,7 +35,7 @@ class Admitted:
         return self.shape, self.output_type, self.plan.steps, *self.inputs.footprint(self.request)
 
     def fingerprint(self) -> int:
-        """Returns a number of 32 bits that ranks with another request do not have, nor with another part in it."""
+        """Returns a number of 32 bits; a rank that was given anything else has another."""
         calls = self.callback is not None  # after each step all ranks meet where there is one
         given = self.request, self.output_type, calls, self.inputs.described(), self.start.digest()
         return zlib.crc32(repr(given).encode())

@@ -197,11 +197,10 @@ class SD3Pipeline:
         with self._door():
             check_result(output_type, callback_on_step_end)
             admitted = self._admit(request, inputs, output_type, callback_on_step_end)
-        due = self._check_same(admitted, self.rehearsals.due(admitted.footprint))
+        footprint, render = admitted.footprint, partial(self._render, admitted, progress)
+        due = self._check_same(admitted, self.rehearsals.due(footprint))
         with self.watchdog.told_of_errors():
-            return self.rehearsals.run(
-                admitted.footprint, due, partial(self._render, admitted, progress), self.give_back
-            )
+            return self.rehearsals.run(footprint, due, render, self.give_back)
 
     def give_back(self) -> None:
         """Frees the memory of all recordings, which are made again when they are needed, and what lies idle."""
@@ -251,38 +250,40 @@ class SD3Pipeline:
 
     def _render(self, admitted: Admitted, progress: bool, rehearse: Rehearse) -> GenerationOutput:
         """Renders what came through the door."""
-        request, inputs, shape, plan = admitted.request, admitted.inputs, admitted.shape, admitted.plan
-        rows = rows_for(self.mesh.dp.rank, self.mesh.dp.size, shape[0], request.guidance)
+        guidance, steps, output_type = admitted.request.guidance, admitted.plan.steps, admitted.output_type
+        rows = rows_for(self.mesh.dp.rank, self.mesh.dp.size, admitted.shape[0], guidance)
         on_step = None if admitted.callback is None else Callback(self, admitted.callback)
         seconds: dict[str, float] = {}
         self.interrupt = False
         with timed(seconds, "encode"):
-            rehearse("reading the prompts", lambda: self._encode(request, inputs, rows, None))
-            text = self._encode(request, inputs, rows, self.captured)
-
-        def loop(
-            graphs: StepGraphs | None, captured: Captured | None, ticks: Iterable[int], on_step: OnStep | None
-        ) -> Tensor:
-            _, together = ways(captured)
-            denoiser = Denoiser(self.transformer, rows, text, plan, shape[2:], graphs, together)
-            # The device works meanwhile.
-            begin = first_latents(admitted.start, shape, request.seed, plan, self.vae, captured)
-            return denoiser.run(begin, request.guidance_scale, ticks, on_step)
-
+            rehearse("reading the prompts", lambda: self._encode(admitted, rows, None))
+            text = self._encode(admitted, rows, self.captured)
         with timed(seconds, "denoise"):
-            rehearse("denoising", lambda: loop(None, None, range(1), None))
-            with self._ticks(plan.steps, progress) as ticks:
-                latents = loop(self.graphs, self.captured, ticks, on_step)
+            rehearse("denoising", lambda: self._denoise(admitted, rows, text, None, None, range(1)))
+            with self._ticks(steps, progress) as ticks:
+                latents = self._denoise(admitted, rows, text, self.graphs, self.captured, ticks, on_step)
         with timed(seconds, "decode"):
-            if admitted.output_type != "latent":
+            if output_type != "latent":
                 rehearse("decoding", lambda: self.vae.decode_each(latents))
-            result = self._decode(latents, admitted.output_type)
-        return GenerationOutput(result, seconds, plan.steps if on_step is None else on_step.steps)
+            result = self._decode(latents, output_type)
+        return GenerationOutput(result, seconds, steps if on_step is None else on_step.steps)
 
-    def _encode(self, request: GenerationRequest, inputs: Inputs, rows: Rows, captured: Captured | None) -> TextStates:
+    def _encode(self, admitted: Admitted, rows: Rows, captured: Captured | None) -> TextStates:
         """Returns the states of this dp rank's rows only."""
         width = self.transformer.config.joint_attention_dim
-        return encode_request(self.text, request, inputs, rows, width, *ways(captured))
+        return encode_request(self.text, admitted.request, admitted.inputs, rows, width, *ways(captured))
+
+    def _denoise(
+        self, admitted: Admitted, rows: Rows, text: TextStates, graphs: StepGraphs | None, captured: Captured | None,
+        ticks: Iterable[int], on_step: OnStep | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Returns all images' latents, [B, C, h, w]."""
+        _, together = ways(captured)
+        request, plan, shape = admitted.request, admitted.plan, admitted.shape
+        denoiser = Denoiser(self.transformer, rows, text, plan, shape[2:], graphs, together)
+        # The device works while the host draws noise.
+        begin = first_latents(admitted.start, shape, request.seed, plan, self.vae, captured)
+        return denoiser.run(begin, request.guidance_scale, ticks, on_step)
 
     def _decode(self, latents: Tensor, output_type: str) -> Any:
         """latents: [B, C, h, w] -> what `output_type` says."""
