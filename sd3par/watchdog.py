@@ -83,9 +83,9 @@ class Watchdog:
             self._watch.tell(Kind.FAILED, f"rank {self.rank}: {reason}")
 
     def check(self) -> None:
-        """Raises RankFailure where this rank has failed before: the others have ended, and nothing ends a wait."""
+        """Raises RankFailure where this rank has failed before: the others were told to end, and nobody watches."""
         if self._failure and self._watch.peers:
-            raise RankFailure(f"rank {self.rank} failed before, and the others have ended: {self._failure}")
+            raise RankFailure(f"rank {self.rank} failed before, which ended the mesh: {self._failure}")
 
     def stop(self) -> None:
         """Says goodbye: this rank needs the others no more. They go on watching each other."""

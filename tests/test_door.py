@@ -41,7 +41,7 @@ def test_a_rank_that_failed_alone_waits_for_nobody() -> None:
     first, second = ranks.start(2, "tests.door_worker", "failure")
     said = result(first.communicate(timeout=60)[0])
     assert said[0] == "KeyError: 'a mistake'"
-    assert said[1] == said[2] == "RankFailure: rank 0 failed before, and the others have ended: KeyError: 'a mistake'"
+    assert said[1] == said[2] == "RankFailure: rank 0 failed before, which ended the mesh: KeyError: 'a mistake'"
     assert "rank 0: KeyError: 'a mistake'" in second.communicate(timeout=60)[0]
     assert (first.returncode, second.returncode) == (0, EXIT_CODE)
 
