@@ -15,6 +15,7 @@ from sd3par.errors import ConfigError
 
 T = TypeVar("T")
 TRANSPORTS = ("auto", "peer", "collective")
+MAX_LAYERS = 256  # of a model that is read: the largest SD3 has 38, and thousands would take minutes to be refused
 
 # Written into every config.json by save_pretrained of diffusers, transformers and ppdiffusers; not about the model.
 BOOKKEEPING = frozenset(
@@ -131,8 +132,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type == "int":
-                require(1 <= value <= 1 << 20, field.name, value, "a whole number of at least 1")
+            if isinstance(value, int):
+                require(1 <= value <= 1 << 20, field.name, value, f"a whole number from 1 to {1 << 20}")
+        require(self.num_layers <= MAX_LAYERS, "num_layers", self.num_layers, f"1 to {MAX_LAYERS}")
+        largest = 1 << 14  # of the square, int32 counts all
+        require(self.pos_embed_max_size <= largest, "pos_embed_max_size", self.pos_embed_max_size, f"1 to {largest}")
         require(self.patch_size <= 16, "patch_size", self.patch_size, "1 to 16")
         require(self.qk_norm in (None, "rms_norm"), "qk_norm", self.qk_norm, "null or rms_norm")
         require(self.dim % 4 == 0, "num_attention_heads * attention_head_dim", self.dim, "a multiple of 4")
