@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import paddle
 from paddle import Tensor
 
 from sd3par.config import require
 from sd3par.errors import Cancelled
+from sd3par.mesh import Mesh
 
 if TYPE_CHECKING:
     from sd3par.pipeline import SD3Pipeline
@@ -35,6 +37,19 @@ class Callback:
         except Cancelled:
             returned, stop = None, True
         return _changed(returned, latents), stop or self._pipe.interrupt
+
+
+def stopped(mesh: Mesh, stop: bool, changed: bool) -> bool:
+    """Returns whether a rank asked to stop: all stop at the same step. A collective behind each step's callbacks.
+
+    Raises:
+        ConfigError: some have changed the latents, which are of the whole mesh, and others have not.
+    """
+    mine = paddle.full([1], 2.0 * changed + stop)  # neither full nor numpy holds the interpreter meanwhile
+    every = mesh.all_gather(mesh.world, mine).numpy().reshape([-1])
+    allowed = "the callbacks of all ranks, or of none, return latents"
+    require(bool(((every >= 2) == changed).all()), NAME, "latents of some ranks only", allowed)
+    return bool((every % 2 > 0).any())
 
 
 def _changed(returned: Any, latents: Tensor) -> Tensor | None:

@@ -162,10 +162,11 @@ class SD3Pipeline:
                 place of prompts.
             output_type: "pil", "np" or "latent".
             callback_on_step_end: called on every rank as (pipe, step, timestep, {"latents": [B, C, h, w]}); may return
-                {"latents": ...}; setting `pipe.interrupt = True` in it stops the loop on all ranks.
+                {"latents": ...}, the same on every rank; `pipe.interrupt = True` in it stops the loop on all ranks.
 
         Raises:
-            ConfigError: something is out of range, or an argument of diffusers' that is not supported.
+            ConfigError: something is out of range, or an argument of diffusers' that is not supported; or ranks were
+                given different calls.
             OutOfMemory: there is too little for it on a process; all raise it, and a smaller request works.
         """
         words = {

@@ -6,11 +6,16 @@ import json
 import signal
 from typing import Any
 
+import paddle
 import pytest
+from paddle import Tensor
 
+from sd3par.callback import stopped
 from sd3par.config import GenerationRequest
 from sd3par.door import Admitted
+from sd3par.errors import ConfigError
 from sd3par.inputs import Inputs, Start
+from sd3par.mesh import Axis, Mesh
 from sd3par.scheduler import SchedulerConfig, schedule
 from sd3par.watchdog import EXIT_CODE
 from tests import ranks
@@ -52,6 +57,30 @@ def test_a_rank_that_dies_between_requests_is_named() -> None:
     printed = first.communicate(timeout=60)[0]
     assert f"rank 1 (pid {second.pid}) " in printed and "Traceback" not in printed
     assert (first.returncode, second.wait(60)) == (EXIT_CODE, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("mine", "other", "stops"), [((0, 0), 0, False), ((1, 0), 0, True), ((0, 0), 1, True),
+                                                      ((0, 1), 2, False), ((0, 1), 3, True)])  # fmt: skip
+def test_callbacks_stop_together(mine: tuple[int, int], other: int, stops: bool) -> None:
+    assert stopped(Two(other), *map(bool, mine)) is stops
+
+
+@pytest.mark.parametrize(("changed", "other"), [(True, 0), (False, 2), (True, 1), (False, 3)])
+def test_latents_that_only_some_callbacks_change_are_refused(changed: bool, other: int) -> None:
+    """Each rank would go on with its own: a picture that is of none, and on mp another on each rank."""
+    with pytest.raises(ConfigError, match="^callback_on_step_end: got latents of some ranks only; allowed: the callb"):
+        stopped(Two(other), False, changed)
+
+
+class Two(Mesh):
+    """A mesh of two whose other rank says a number."""
+
+    def __init__(self, other: int) -> None:
+        super().__init__(world=Axis(2, 0))
+        object.__setattr__(self, "other", other)
+
+    def all_gather(self, axis: Axis, x: Tensor) -> Tensor:
+        return paddle.stack([x, paddle.full_like(x, self.other)])
 
 
 def footprint(inputs: Inputs = Inputs(), **options: Any) -> object:
