@@ -218,7 +218,7 @@ class SD3Pipeline:
             yield
         except Exception as error:
             refused = error
-        with self.watchdog.told_of_errors():
+        with self.watchdog.waiting_for_all():
             anywhere = self.mesh.any(refused is not None)
         if anywhere:
             raise refused or RankFailure("another process refused this request; its error says why")
@@ -243,7 +243,7 @@ class SD3Pipeline:
         if self.mesh.world.size == 1:
             return flag
         mine = admitted.fingerprint()
-        with self.watchdog.told_of_errors():
+        with self.watchdog.waiting_for_all():
             every = self.mesh.all_gather(self.mesh.world, paddle.to_tensor([mine, flag], dtype="int64")).numpy()
         allowed = "the same call on every rank (prompts, sizes, seed, steps, image, output_type, callback or none, ...)"
         require(bool((every[:, 0] == mine).all()), "request", "another one on another rank", allowed)

@@ -46,6 +46,7 @@ class Watchdog:
         self._parent = os.getppid()
         self._lock, self._over = threading.Lock(), threading.Event()
         self._failure = ""  # why this rank cannot go on
+        self._waits_since: float | None = None  # for all others
         self._thread = threading.Thread(target=self._look_out, name="sd3par-watchdog", daemon=True)
 
     @classmethod
@@ -116,6 +117,26 @@ class Watchdog:
                 raise RankFailure(f"rank {self.rank}: {describe(error)}{self._who_left()}") from error
             raise
 
+    @contextmanager
+    def waiting_for_all(self) -> Iterator[None]:
+        """The same around a collective that every rank comes to: one that has finished is waited for in vain."""
+        self._waits_since = time.monotonic()
+        try:
+            with self.told_of_errors():
+                yield
+        finally:
+            self._waits_since = None
+
+    def _missed(self) -> News | None:
+        """Returns that a rank has finished for which this one waits, and not only because it is slow itself."""
+        since = self._waits_since
+        if since is None:
+            return None
+        for peer in self._watch.peers:
+            if peer.left and time.monotonic() - max(since, peer.heard) > _NEWS_S:
+                return News(f"{peer} has finished, and rank {self.rank} waits for it: all ranks make the same calls")
+        return None
+
     def _who_left(self) -> str:
         left = [str(peer.rank) for peer in self._watch.peers if peer.left]
         return f" (had finished: rank {', '.join(left)})" if left else ""
@@ -146,7 +167,7 @@ class Watchdog:
             if time.monotonic() >= next_beat:
                 self._watch.tell(Kind.BEAT)
                 next_beat = time.monotonic() + BEAT_S
-            news = self._watch.look()
+            news = self._watch.look() or self._missed()
             if any(peer.left for peer in self._watch.peers):  # the mesh comes to its end
                 self._guard.rest()
             else:

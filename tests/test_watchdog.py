@@ -80,7 +80,18 @@ def test_failed_collective_without_a_dead_rank(played: Path) -> None:
     assert said(played, "lost", 0).startswith("rank 1: RuntimeError: [pair.cc:584] Timed out")
 
 
-@pytest.mark.parametrize("scene", ["agreed", "finished", "busy", "suspended", "deaf_for_long"])
+def test_a_rank_that_finished_is_not_waited_for(played: Path) -> None:
+    ends = endings(played, "left_behind")
+    assert [end["code"] for end in ends] == [EXIT_CODE, 0, EXIT_CODE]
+    assert all(end["seconds"] < TIMEOUT_S + 6 for end in ends)
+    texts = {said(played, "left_behind", rank) for rank in (0, 2)}
+    reason = (
+        rf"rank 1 \(pid {ends[1]['pid']}\) has finished, and rank [02] waits for it: all ranks make the same calls\n"
+    )
+    assert all(re.fullmatch(reason, text) for text in texts)
+
+
+@pytest.mark.parametrize("scene", ["agreed", "finished", "late", "busy", "suspended", "deaf_for_long"])
 def test_no_false_alarm(played: Path, scene: str) -> None:
     ends = endings(played, scene)
     assert [end["code"] for end in ends] == [0] * WORLD

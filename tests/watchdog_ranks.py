@@ -107,6 +107,25 @@ def finished(dog: Watchdog, rank: int) -> None:
     dog.stop()
 
 
+def left_behind(dog: Watchdog, rank: int) -> None:
+    """Rank 1 has nothing more to do, and the others wait for it, as at the door of one more request."""
+    if rank == 1:
+        time.sleep(1)
+        dog.stop()
+    else:
+        with dog.waiting_for_all():
+            blocked()
+
+
+def late(dog: Watchdog, rank: int) -> None:
+    """Rank 1 finishes as soon as all have met; the others take some time to notice that they have."""
+    if rank != 1:
+        with dog.waiting_for_all():
+            time.sleep(1)
+        time.sleep(2 * TIMEOUT_S)
+    dog.stop()
+
+
 def busy(dog: Watchdog, rank: int) -> None:
     """Python code that never waits still lets the watchdog run."""
     end = time.monotonic() + 2 * TIMEOUT_S
@@ -182,7 +201,7 @@ def stuck(dog: Watchdog, rank: int) -> None:
     dog.stop()
 
 
-UNGUARDED = (killed, stopped, raised, reset, lost, agreed, finished, busy, suspended, orphaned)
+UNGUARDED = (killed, stopped, raised, reset, lost, agreed, finished, left_behind, late, busy, suspended, orphaned)
 GUARDED = (deaf_killed, deaf_stopped, deaf_raised, deaf_for_long, stuck)
 SCENES: dict[str, Callable[[Watchdog, int], None]] = {scene.__name__: scene for scene in (*UNGUARDED, *GUARDED)}
 
