@@ -83,10 +83,9 @@ def adaln_triton(streams: list[Stream], outs: list[list[Copies]] | None = None) 
     made, targets = _targets(streams, outs)
     sums = [stream.x if stream.branch is None else empty(stream.x.shape, stream.x) for stream in streams]
     places = [_places(*one) for one in zip(streams, sums, targets, strict=True)]
-    branch = streams[0].branch
     launch(
         _adaln, (sum(stream.x.shape[1] for stream in streams), rows), places[0], places[-1], CHUNKS=chunks(dim),
-        DIM=dim, LINE=LINE, EPSILON=EPSILON, PARTS=1 if branch is None or branch.ndim == 3 else branch.shape[0],
+        DIM=dim, LINE=LINE, EPSILON=EPSILON, PARTS=_parts(streams),
         COPIES=1 if outs is None else outs[0][0].addresses.shape[0], num_warps=1,
     )  # fmt: skip
     return [(x, *norms) for x, norms in zip(sums, made, strict=True)]
@@ -122,6 +121,14 @@ def _check(stream: Stream, first: Tensor) -> None:
     if branch is not None:
         check_like(x, [*branch.shape[:-3], *x.shape], branch=branch)
         check_last_axis(branch=branch)
+
+
+def _parts(streams: list[Stream]) -> int:
+    """Returns in how many parts branches come, as many in each stream that has one."""
+    branches = [stream.branch for stream in streams if stream.branch is not None]
+    counts = {1 if branch.ndim == 3 else branch.shape[0] for branch in branches}
+    require(len(counts) <= 1, "branch", f"{sorted(counts)} parts", "as many parts in both streams")
+    return next(iter(counts), 1)
 
 
 def check_tokens(x: Tensor) -> None:

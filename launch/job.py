@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd3par.config import GenerationRequest, ParallelConfig, require
+from sd3par.config import RANK_TIMEOUTS_S, GenerationRequest, ParallelConfig, check_number, require
 from sd3par.errors import ConfigError
 from sd3par.launch.flags import DEFAULT_MODEL
 from sd3par.launch.sizes import with_sizes
@@ -132,7 +132,7 @@ def _check_flags(options: Namespace) -> None:
     require(guided, "negative_prompt", options.negative_prompt, "nothing with a guidance_scale of at most 1")
     require(options.benchmark is None or 1 <= options.benchmark <= MAX_REPEATS, "benchmark", options.benchmark,
             f"1 to {MAX_REPEATS} repeats")  # fmt: skip
-    require(2.0 <= options.rank_timeout_s <= 3600.0, "rank_timeout_s", options.rank_timeout_s, "seconds from 2 to 3600")
+    check_number("rank_timeout_s", options.rank_timeout_s, *RANK_TIMEOUTS_S)
 
 
 def _given(options: Namespace, name: str) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
@@ -46,12 +45,12 @@ def with_sizes(options: Namespace, model: str, world: int | None) -> Namespace:
 
 def _exported(model: str) -> list[int]:
     """Returns dp, mp and sp of an exported model; nothing of another."""
-    from sd3par.weights.manifest import MANIFEST, Manifest
+    from sd3par.weights.export_files import is_export
+    from sd3par.weights.manifest import Manifest
 
-    folder = Path(os.path.expanduser(model))
-    if not os.path.isfile(folder / MANIFEST):
+    if not is_export(model):
         return []
-    parallel = Manifest.read(folder).parallel
+    parallel = Manifest.read(Path(model).expanduser()).parallel
     return [parallel.dp, parallel.mp, parallel.sp]
 
 

@@ -26,7 +26,7 @@ __all__ = [
     "ModelConfig", "OutOfMemory", "ParallelConfig", "RankFailure", "SD3Pipeline", "Sd3parError",
 ]  # fmt: skip
 _HOME = {
-    "config": ("GenerationRequest", "ModelConfig", "OutOfMemory", "ParallelConfig"),
+    "config": ("GenerationRequest", "ModelConfig", "ParallelConfig"),
     "errors": ("Cancelled", "CheckpointError", "ConfigError", "OutOfMemory", "RankFailure", "Sd3parError"),
     "inputs": ("Inputs",),
     "mesh": ("Mesh",),

@@ -13,8 +13,8 @@ import paddle
 from paddle import Tensor
 
 from sd3par.device import CapturedGraph, Device, overwrite, why_no_graphs
-from sd3par.errors import shorten
 from sd3par.mesh import Mesh
+from sd3par.recordings import Recordings, given_up
 from sd3par.rehearsal import attempt
 
 T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
@@ -90,8 +90,8 @@ class Captured:
         self.device, self.must, self.most, self.most_bytes, self.mesh = device, must, most, most_bytes, mesh
         self.together = self
         self.off = ""  # why nothing is recorded any more
-        self._recordings: dict[Hashable, _Recording] = {}  # the one used last comes last
-        self._calls: dict[Hashable, int] = {}
+        self._recordings = Recordings(lambda recording: recording.bytes)
+        self._calls: dict[Hashable, int] = {}  # without a recording
 
     @classmethod
     def choose(cls, engine: str, device: Device, mesh: Mesh = Mesh.single()) -> Captured | None:
@@ -114,15 +114,14 @@ class Captured:
             recording = self._record(function, inputs)
         if recording is None:
             return function(*inputs)
-        self._recordings[key] = recording
-        self._make_room(0)
+        self._calls.pop(key, None)
+        self._recordings.put(key, recording, self.most, self.most_bytes)
         result: T = recording(*inputs)
         return result
 
     def clear(self) -> None:
         """Gives all memory back."""
-        while self._recordings:
-            self._drop_oldest()
+        self._recordings.clear()
         if self.together is not self:
             self.together.clear()
 
@@ -137,15 +136,11 @@ class Captured:
 
     def _record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> _Recording | None:
         """Makes room first: a recording's memory is free only after its end."""
-        self._make_room(1)
+        self._recordings.make_room(self.most, self.most_bytes)
         try:
             recording, no_room = attempt(lambda: _Recording(self.device, function, inputs))
         except Exception as error:
-            if self.must:
-                log.error("%s could not be recorded as a CUDA graph; engine eager does without", _name(function))
-                raise
-            self.off = shorten(f"{type(error).__name__}: {error}", 300)
-            log.warning("no CUDA graphs, which is slow: %s could not be recorded: %s", _name(function), self.off)
+            self.off = given_up(_name(function), error, self.must)
             return None
         most = self._largest(_NO_ROOM if recording is None else recording.bytes)
         if recording is not None:
@@ -161,19 +156,6 @@ class Captured:
         if self.mesh.world.size == 1:
             return size
         return int(self.mesh.all_gather(self.mesh.world, paddle.to_tensor([size], dtype="int64")).numpy().max())
-
-    def _make_room(self, more: int) -> None:
-        """Drops recordings until `more` can be added and the others take no more than they may."""
-        while self._recordings and (
-            len(self._recordings) + more > self.most
-            or sum(one.bytes for one in self._recordings.values()) > self.most_bytes
-        ):
-            self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        key = next(iter(self._recordings))
-        self._recordings.pop(key).reset()
-        self._calls.pop(key, None)
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -15,6 +15,7 @@ from sd3par.errors import ConfigError
 
 T = TypeVar("T")
 TRANSPORTS = ("auto", "peer", "collective")
+MAX_LAYERS = 256  # of a model that is read: the largest SD3 has 38, and thousands would take minutes to be refused
 
 # Written into every config.json by save_pretrained of diffusers, transformers and ppdiffusers; not about the model.
 BOOKKEEPING = frozenset(
@@ -131,8 +132,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type == "int":
-                require(1 <= value <= 1 << 20, field.name, value, "a whole number of at least 1")
+            if isinstance(value, int):
+                require(1 <= value <= 1 << 20, field.name, value, f"a whole number from 1 to {1 << 20}")
+        require(self.num_layers <= MAX_LAYERS, "num_layers", self.num_layers, f"1 to {MAX_LAYERS}")
+        largest = 1 << 14  # of the square, int32 counts all
+        require(self.pos_embed_max_size <= largest, "pos_embed_max_size", self.pos_embed_max_size, f"1 to {largest}")
         require(self.patch_size <= 16, "patch_size", self.patch_size, "1 to 16")
         require(self.qk_norm in (None, "rms_norm"), "qk_norm", self.qk_norm, "null or rms_norm")
         require(self.dim % 4 == 0, "num_attention_heads * attention_head_dim", self.dim, "a multiple of 4")
@@ -184,6 +188,7 @@ class ModelConfig:
 
 # Limits that do not depend on the model. A prompt beyond 16 kB is a mistake: T5 reads 512 tokens at most.
 MAX_STEPS, MAX_GUIDANCE, MAX_IMAGES, MAX_PROMPT_BYTES, MAX_SEED = 1000, 100.0, 64, 16_384, 2**63 - 1
+RANK_TIMEOUTS_S = 2.0, 3600.0  # the shortest and the longest silence of a rank that may be allowed
 
 
 @dataclass(frozen=True)
@@ -215,8 +220,8 @@ class GenerationRequest:
         _check_whole("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
         _check_whole("seed", self.seed, 0, MAX_SEED)
         _check_whole("max_sequence_length", self.max_sequence_length, 1, 512)
-        _check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
-        _check_number("strength", self.strength, 0.0, 1.0)
+        check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
+        check_number("strength", self.strength, 0.0, 1.0)
         for name in ("height", "width"):
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name), 1, 1 << 16)
@@ -281,7 +286,8 @@ def _check_whole(field: str, value: object, low: int, high: int) -> None:
     require(whole and low <= value <= high, field, value, f"a whole number from {low} to {high}")  # type: ignore[operator]
 
 
-def _check_number(field: str, value: object, low: float, high: float) -> None:
+def check_number(field: str, value: object, low: float, high: float) -> None:
+    """Raises ConfigError unless a value is a number within these limits."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     require(number and low <= value <= high, field, value, f"a number from {low:g} to {high:g}")  # type: ignore[operator]
 

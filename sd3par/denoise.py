@@ -14,6 +14,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from sd3par.callback import stopped
 from sd3par.captured import Call, directly
 from sd3par.conditions import Conditions, Step, gather_tokens, patchify, shard, unpatchify
 from sd3par.config import ModelConfig
@@ -162,7 +163,7 @@ class Denoiser:
         return unpatchify(every.flatten(0, 1), self.grid, self.patch)
 
     def _report(self, tokens: Tensor, index: int, on_step: OnStep) -> tuple[Tensor, bool]:
-        """Returns the tokens to go on with and whether a rank asked to stop: all stop at the same step."""
+        """Returns the tokens to go on with and whether a rank asked to stop."""
         changed, stop = on_step(index, float(self.plan.timesteps[index]), self.gather(tokens))
-        tokens = tokens if changed is None else self.scatter(changed.astype("float32"))
-        return tokens, self.mesh.any(stop)
+        stop = stopped(self.mesh, stop, changed is not None)
+        return tokens if changed is None else self.scatter(changed.astype("float32")), stop

@@ -11,7 +11,7 @@ import resource
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -120,6 +120,11 @@ def current() -> str:
     return str(paddle.get_device())
 
 
+def current_index() -> int:
+    """Returns which device of its kind that is."""
+    return int(current().partition(":")[2] or 0)
+
+
 def choose(dtype: str = "auto", kind: str = "auto") -> Device:
     """Returns the device to use.
 
@@ -143,11 +148,6 @@ def choose(dtype: str = "auto", kind: str = "auto") -> Device:
 def local_index(kind: str) -> int:
     """Returns which of this machine's devices of a kind belongs to this process, as Paddle's launcher says."""
     return int(os.environ.get(f"FLAGS_selected_{kind}s", "").split(",")[0] or 0)
-
-
-def current_index() -> int:
-    """Returns which device of its kind that is."""
-    return int(current().partition(":")[2] or 0)
 
 
 def synchronize() -> None:
@@ -238,21 +238,16 @@ class CapturedGraph(Generic[T]):
 
     def _record(self, function: Callable[[], T]) -> None:
         """Records without garbage collection: a tensor or graph that dies in between may free memory at a bad time."""
-        gc.collect()
-        collecting = gc.isenabled()
-        gc.disable()
-        self._graph.capture_begin()
-        try:
-            self._result = function()
-        except BaseException:
-            with contextlib.suppress(Exception):  # the recording is broken; what broke it is the news
-                self._graph.capture_end()
-                self._graph.reset()
-            raise
-        finally:
-            if collecting:
-                gc.enable()
-        self._graph.capture_end()
+        with _no_garbage_collection():
+            self._graph.capture_begin()
+            try:
+                self._result = function()
+            except BaseException:
+                with contextlib.suppress(Exception):  # the recording is broken; what broke it is the news
+                    self._graph.capture_end()
+                    self._graph.reset()
+                raise
+            self._graph.capture_end()
 
     def __call__(self) -> T:
         """Returns the function's result, for what its inputs hold now."""
@@ -270,6 +265,18 @@ class CapturedGraph(Generic[T]):
     def _forget(self) -> None:
         self._result = None
         self._graph.reset()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def overwrite(value: paddle.Tensor, into: paddle.Tensor) -> None:

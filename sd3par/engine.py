@@ -11,8 +11,10 @@ from sd3par.auto import resolved
 from sd3par.captured import Captured
 from sd3par.config import ModelConfig, ParallelConfig, parse_config, require
 from sd3par.device import Device
+from sd3par.errors import ConfigError
 from sd3par.mesh import Mesh
 from sd3par.plan import check_world
+from sd3par.text.config import T5_DTYPES
 from sd3par.weights import ModelFiles
 
 if TYPE_CHECKING:
@@ -72,10 +74,13 @@ def choose_device(files: ModelFiles, dtype: str = "auto", kind: str = "auto") ->
     """Returns the device to use, as `device.choose`; an exported model has a kind of device and a dtype of its own.
 
     Raises:
-        ConfigError: no such device here, or the model is not for it.
+        ConfigError: no such device here, or the model is not for it, or not for the dtype.
     """
     if files.export is None:
-        return device.choose(dtype, kind)
+        target = device.choose(dtype, kind)
+        possible = files.text_encoder_3 is None or target.dtype in T5_DTYPES
+        require(possible, "dtype", target.dtype, f"{' or '.join(T5_DTYPES)}; float16 without T5 (--no_t5) only")
+        return target
     manifest = files.export.manifest
     if kind == "auto":
         kind = device.available()[0] if manifest.target == "cuda" else "cpu"
@@ -94,10 +99,8 @@ def choose_mesh(files: ModelFiles, parallel: ParallelConfig | str, target: Devic
         return resolved(parallel, model, target, world)
     own = files.export.manifest.parallel
     chosen = own if parallel == "auto" else parallel
-    require(
-        isinstance(chosen, ParallelConfig), "parallel", parallel, 'a ParallelConfig(dp=..., mp=..., sp=...), or "auto"'
-    )
-    assert isinstance(chosen, ParallelConfig)
+    if not isinstance(chosen, ParallelConfig):
+        raise ConfigError("parallel", parallel, 'a ParallelConfig(dp=..., mp=..., sp=...), or "auto"')
     files.export.manifest.check_mesh(chosen)
     check_world(chosen, world)
     return chosen

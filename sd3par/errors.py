@@ -66,7 +66,7 @@ def shorten(value: object, limit: int = 120) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() or not text.isascii() else text
     text = f"{text[: limit - 3]}..." if len(text) > limit else text
-    return repr(text) if value == "" else text
+    return text or "''"
 
 
 def describe(error: BaseException) -> str:

@@ -16,8 +16,9 @@ from paddle import Tensor
 from sd3par.conditions import Conditions, Step
 from sd3par.config import require
 from sd3par.device import CapturedGraph, Device, overwrite, why_no_graphs
-from sd3par.errors import OutOfMemory, is_out_of_memory, shorten
+from sd3par.errors import OutOfMemory, is_out_of_memory
 from sd3par.mesh import Mesh
+from sd3par.recordings import Recordings, given_up
 from sd3par.rehearsal import agree, attempt
 
 WARM_UPS = 2  # in which kernels are compiled, libraries make their handles, and ranks connect
@@ -96,7 +97,7 @@ class StepGraphs:
     def __init__(self, device: Device, must: bool, most: int = MOST_GRAPHS) -> None:
         self.device, self.must, self.most = device, must, most
         self.off = ""  # why no step is recorded any more
-        self._graphs: dict[Hashable, StepGraph] = {}  # the one used last comes last
+        self._graphs = Recordings(lambda graph: graph.share)
 
     @classmethod
     def choose(cls, engine: str, device: Device, world: int) -> StepGraphs | None:
@@ -121,21 +122,20 @@ class StepGraphs:
             yield graph
         finally:
             if graph is not None:
-                self._keep(shape, graph)
+                self._graphs.put(shape, graph, self.most, MOST_SHARE)
 
     def clear(self) -> None:
         """Gives all memory back."""
-        while self._graphs:
-            self._drop_oldest()
+        self._graphs.clear()
 
     def _record(self, step: Step, tokens: Tensor, conditions: Conditions, mesh: Mesh) -> StepGraph | None:
         """Makes room first, a graph's memory is free only after its end, and again when it is known what it takes."""
         if self.off:
             return None
         try:
-            self._make_room(0.0)
+            self._graphs.make_room(self.most, MOST_SHARE)
             graph = self._fitting(step, tokens, conditions, mesh)
-            self._make_room(graph.share)
+            self._graphs.make_room(self.most, MOST_SHARE, graph.share)
             return graph
         except OutOfMemory as error:  # for this recording: the operators have run, and a smaller one may have room
             if self.must:
@@ -145,11 +145,7 @@ class StepGraphs:
         except Exception as error:
             if is_out_of_memory(error):  # for the operators, recorded or not
                 raise
-            if self.must:
-                log.error("the denoising step could not be recorded as a CUDA graph; engine eager does without")
-                raise
-            self.off = shorten(f"{type(error).__name__}: {error}", 300)
-            log.warning("no CUDA graphs, which is slow: the denoising step could not be recorded: %s", self.off)
+            self.off = given_up("the denoising step", error, self.must)
             return None
 
     def _fitting(self, step: Step, tokens: Tensor, conditions: Conditions, mesh: Mesh) -> StepGraph:
@@ -161,25 +157,6 @@ class StepGraphs:
                 raise
         self.clear()
         return StepGraph(self.device, step, tokens, conditions, mesh)
-
-    def _keep(self, shape: Hashable, graph: StepGraph) -> None:
-        """Puts a graph behind the others; another of its shape, recorded meanwhile, goes."""
-        other = self._graphs.pop(shape, None)
-        if other is not None:
-            other.reset()
-        self._make_room(graph.share)
-        self._graphs[shape] = graph
-
-    def _make_room(self, share: float) -> None:
-        """Drops what there is no room for beside one more graph, of that share of the memory."""
-        while self._graphs and (len(self._graphs) >= self.most or self._share() + share > MOST_SHARE):
-            self._drop_oldest()
-
-    def _share(self) -> float:
-        return sum(graph.share for graph in self._graphs.values())
-
-    def _drop_oldest(self) -> None:
-        self._graphs.pop(next(iter(self._graphs))).reset()
 
 
 def _recorded(device: Device, work: Callable[[], None], mesh: Mesh) -> CapturedGraph[None]:

@@ -11,11 +11,19 @@ from sd3par.text import TextStates
 
 
 def join_halves(states: list[TextStates]) -> TextStates:
-    """Returns one or both halves of the guidance batch as rows: unconditional first, as diffusers has it."""
+    """Returns one or both halves of the guidance batch as rows: unconditional first, as diffusers has it.
+
+    Where one half was encoded here and the other comes with the request, as fp32, both are fp32.
+    """
     if len(states) == 1:
         return states[0]
-    context = paddle.concat([half.context for half in states], axis=0)
-    return TextStates(context, paddle.concat([half.pooled for half in states], axis=0))
+    return TextStates(_rows([half.context for half in states]), _rows([half.pooled for half in states]))
+
+
+def _rows(halves: list[Tensor]) -> Tensor:
+    """Returns two halves, [R / 2, ...] each, as [R, ...]."""
+    alike = halves[0].dtype == halves[1].dtype
+    return paddle.concat(halves if alike else [half.astype("float32") for half in halves], axis=0)
 
 
 def halves(prediction: Tensor, rows: Rows, mesh: Mesh) -> tuple[Tensor | None, Tensor]:

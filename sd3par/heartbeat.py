@@ -16,7 +16,7 @@ from enum import IntEnum
 
 from sd3par.errors import shorten
 
-KEY_BYTES, REASON_BYTES = 32, 240
+REASON_BYTES = 240
 _MAGIC, _DIGEST_BYTES = b"sd3w", 16
 _BODY = struct.Struct(f"!4sBHQ{REASON_BYTES}s")  # magic, kind, sender's rank, sequence number, reason
 _SIZE = _BODY.size + _DIGEST_BYTES
@@ -155,8 +155,9 @@ class Process:
         number = self.status & 0x7F
         if self.state != "Z" or not number:
             return "ended without a word"
-        name = signal.Signals(number).name
-        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        known = number in list(signal.Signals)  # not real-time ones, but the first and the last
+        name = signal.Signals(number).name if known else f"signal {number}"
+        return f"was killed by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
 
 
 def machine() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from sd3par.scheduler import SchedulerConfig, schedule
 from sd3par.text import TextStates
 from sd3par.vae import VAEConfig
 from sd3par.weights import ModelFiles
+
+ENCODERS = ("", "_2", "_3")  # how the fields of a request end that CLIP-L, CLIP-G and T5 read
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,12 @@ def _array(name: str, value: Any) -> Tensor | None:
     if value is None:
         return None
     try:
-        array = value.astype("float32").numpy() if isinstance(value, Tensor) else np.asarray(value, np.float32)
+        array = value.astype("float32").numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if np.iscomplexobj(array):
+            raise TypeError
+        array = array.astype(np.float32, copy=False)
     except (TypeError, ValueError):
-        raise ConfigError(name, type(value).__name__, "a Paddle tensor or numpy array") from None
+        raise ConfigError(name, type(value).__name__, "a Paddle tensor or numpy array of real numbers") from None
     require(array.ndim >= 2 and array.size > 0, name, f"shape {list(array.shape)}", "at least two axes, none empty")
     require(bool(np.isfinite(array).all()), name, "NaN or infinity", "finite numbers")
     return paddle.to_tensor(array)
@@ -98,6 +104,11 @@ class Start:
 
     latents: Tensor | None = None
     picture: Tensor | None = None
+
+    def digest(self) -> int | None:
+        """Returns a number of 32 bits that tells it from others, None for noise."""
+        given = self.picture if self.latents is None else self.latents
+        return None if given is None else zlib.crc32(given.numpy())
 
 
 @dataclass(frozen=True)
@@ -121,11 +132,22 @@ class Inputs:
         """Returns the part of the schedule that runs: all of it without an image."""
         return 1.0 if self.image is None else request.strength
 
-    def key(self, request: GenerationRequest) -> Hashable:
-        """Returns what else than the latents' shape and the kind of result decides how much memory a request takes."""
-        given = None if self.embeds is None else (tuple(self.embeds.prompt.shape), self.embeds.negative is None)
-        texts = len(set(request.prompt or ())), request.max_sequence_length
-        return request.guidance, request.num_inference_steps, texts, given, self.image is None
+    def footprint(self, request: GenerationRequest) -> tuple[Hashable, ...]:
+        """Returns what else than the latents' shape and the steps decides how much memory a request takes."""
+        halves = (False, True) if request.guidance else (False,)
+        texts = [len({text for half in halves for text in texts_read(request, half, which)}) for which in ENCODERS]
+        return request.guidance, request.max_sequence_length, *texts, self._shape_of_embeds(), self.image is None
+
+    def described(self) -> Hashable:
+        """Returns what ranks with the same inputs agree in, but for what the loop begins with.
+
+        Of embeds their shapes alone: the last bits may differ where each rank has computed them.
+        """
+        sigmas = None if self.sigmas is None else tuple(map(float, self.sigmas))
+        return sigmas, self._shape_of_embeds(), self.image is None
+
+    def _shape_of_embeds(self) -> Hashable:
+        return None if self.embeds is None else (tuple(self.embeds.prompt.shape), self.embeds.negative is None)
 
     def start(self, shape: tuple[int, ...], height: int, width: int) -> Start:
         """Opens what was given to begin with.
@@ -188,6 +210,12 @@ def _check_sigmas(sigmas: Any) -> None:
     require(listed, "sigmas", sigmas, "a list of numbers, one per step")
 
 
+def texts_read(request: GenerationRequest, negative: bool, which: str) -> tuple[str, ...]:
+    """Returns what one of `ENCODERS` reads, one text for all or one per prompt: its own, else what CLIP-L reads."""
+    kind = "negative_prompt" if negative else "prompt"
+    return getattr(request, kind + which) or getattr(request, kind) or ("",)
+
+
 def spread(texts: tuple[str, ...], rows: Rows, per_prompt: int) -> list[str]:
     """Returns the text of each image of this rank, from one text for all or one per prompt."""
     return [texts[0] if len(texts) == 1 else texts[image // per_prompt] for image in rows.images]
@@ -203,18 +231,3 @@ def texts(field: str, given: Any) -> tuple[str, ...] | None:
         return given if given is None else tuple(given)
     require(isinstance(given, str), field, given, "a text, or a list of texts")
     return (given,)
-
-
-def changed_latents(returned: Any, latents: Tensor) -> Tensor | None:
-    """Returns the latents [B, C, h, w] that a callback returned, None if it returned none.
-
-    Raises:
-        ConfigError: something else than a dict, or latents that are not like `latents`.
-    """
-    name = "callback_on_step_end"
-    require(returned is None or isinstance(returned, dict), name, type(returned).__name__, "a dict or None, returned")
-    changed = (returned or {}).get("latents")
-    like = changed is None or (isinstance(changed, Tensor) and changed.shape == latents.shape)
-    found = f"{type(changed).__name__} {list(getattr(changed, 'shape', []))}"
-    require(like, name, f"latents: {found}", f"a tensor of shape {list(latents.shape)}")
-    return changed

@@ -219,9 +219,10 @@ def _connect(parallel: ParallelConfig, rank: int) -> Mesh:
     import paddle.distributed as dist
 
     try:
-        os.environ.setdefault("FLAGS_stop_check_timeout", str(CONNECT_TIMEOUT_S))  # Paddle's own wait is 900 s
         if not dist.is_initialized():  # a second call would make a second store and mix up both
             _say_device()
+            if rank > 0:
+                _wait_for_first()
             dist.init_parallel_env()
         every = [axis_ranks(parallel, one) for one in range(parallel.world)]
         axes = {
@@ -238,8 +239,30 @@ def _connect(parallel: ParallelConfig, rank: int) -> Mesh:
         )
         mesh._warm_up()
         return mesh
-    except (RuntimeError, OSError) as error:  # OSError: what Paddle makes of a failure of NCCL behind a plug-in
+    except (RuntimeError, OSError, SystemError) as error:
+        # OSError: what Paddle makes of a failure of NCCL behind a plug-in. SystemError: of processes that do not come.
         raise RankFailure(f"rank {rank}: the {parallel.world} processes could not connect: {error}") from error
+
+
+def _wait_for_first() -> None:
+    """Waits until the first process listens. Paddle's own client asks for ever, once in 3 s (3.3.1).
+
+    The first waits for the others by itself, for 900 s: that is Paddle's, and cannot be chosen.
+
+    Raises:
+        OSError: it did not come.
+    """
+    first = os.environ.get("PADDLE_MASTER") or os.environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")[0]
+    host, _, port = first.rpartition(":")
+    end = time.monotonic() + CONNECT_TIMEOUT_S
+    while port.isdecimal():  # else Paddle says what is wrong
+        try:
+            socket.create_connection((host, int(port)), timeout=5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise OSError(f"nobody listens at {first} ({error})") from None
+            time.sleep(0.02)
 
 
 def _say_device() -> None:

@@ -13,6 +13,7 @@ from paddle import Tensor, nn
 
 from sd3par import kernels
 from sd3par.attention import Attention, JointAttention
+from sd3par.auto import resolved
 from sd3par.captured import Call, directly
 from sd3par.conditions import Conditions, Layout, Step, gather_tokens, patchify, shard, unpatchify
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
@@ -20,13 +21,13 @@ from sd3par.device import choose
 from sd3par.embeddings import PatchEmbedder, TimeTextEmbedder
 from sd3par.guidance import halves
 from sd3par.layers import Linear
-from sd3par.mesh import Mesh
+from sd3par.mesh import Mesh, world_size
 from sd3par.padding import merge, pad
 from sd3par.plan import Rows, WeightPlan, mmdit_source, tokens_for
 from sd3par.ranges import span
 from sd3par.routes import Routes, routes_for
 from sd3par.sums import Branch, GatedBranches
-from sd3par.watchdog import Watchdog
+from sd3par.watchdog import connect
 from sd3par.weights import Component, fill, open_transformer
 
 
@@ -199,19 +200,25 @@ class MMDiT(nn.Layer):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: str = "auto", parallel: ParallelConfig = ParallelConfig(), device: str = "auto"
+        cls,
+        path: str | Path,
+        dtype: str = "auto",
+        parallel: ParallelConfig | str = ParallelConfig(),
+        device: str = "auto",
     ) -> MMDiT:
-        """Returns the model in `path`: a diffusers `transformer/` folder or whatever SD3Pipeline takes.
+        """Returns the model in `path`: a diffusers `transformer/` folder or any checkpoint that SD3Pipeline takes.
+
+        parallel: as there, so "auto" is the mesh for one picture with guidance on all processes.
 
         Raises:
             ConfigError, CheckpointError: what is asked for is not possible, or the files do not fit.
             RankFailure: the other processes did not come up.
         """
         target, component = choose(dtype, device), open_transformer(path)
-        parse_config(ModelConfig, component.config, component.where).check_mesh(parallel)
+        config = parse_config(ModelConfig, component.config, component.where)
+        parallel = resolved(parallel, config, target, world_size())
         target.activate()
-        mesh = Mesh.from_env(parallel)
-        watchdog = Watchdog.start(mesh)
+        mesh, watchdog = connect(parallel)
         with watchdog.told_of_errors():
             model = cls.load(component, target.dtype, mesh)
             mesh.meet("loaded")

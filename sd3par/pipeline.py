@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,25 +17,24 @@ from tqdm import tqdm
 
 from sd3par import images, weights
 from sd3par.begin import first_latents
+from sd3par.callback import Callback, StepCallback
 from sd3par.captured import Captured, ways
 from sd3par.config import GenerationRequest, ParallelConfig, require
 from sd3par.denoise import Denoiser, OnStep, Transformer
 from sd3par.device import Device, release_idle_memory, synchronize
+from sd3par.door import Admitted, check_result
 from sd3par.engine import Autoencoder, check_engine, choose_device, choose_mesh, load_parts
-from sd3par.errors import Cancelled, ConfigError, RankFailure
+from sd3par.errors import ConfigError, RankFailure
 from sd3par.graph import StepGraphs
-from sd3par.inputs import Inputs, PromptEmbeds, Start, changed_latents, preflight, texts
+from sd3par.inputs import Inputs, PromptEmbeds, preflight, texts
 from sd3par.mesh import Mesh, world_size
 from sd3par.plan import Rows, rows_for
 from sd3par.ranges import span
 from sd3par.rehearsal import Rehearsals, Rehearse
-from sd3par.scheduler import Schedule, SchedulerConfig, schedule
+from sd3par.scheduler import SchedulerConfig, schedule
 from sd3par.text import TextEncoders, TextStates
 from sd3par.text.request import encode_request
-from sd3par.watchdog import TIMEOUT_S, Watchdog
-
-OUTPUT_TYPES = ("pil", "np", "latent")
-StepCallback = Callable[["SD3Pipeline", int, float, dict[str, Tensor]], "dict[str, Tensor] | None"]
+from sd3par.watchdog import TIMEOUT_S, Watchdog, connect
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class GenerationOutput:
     """images: B of PIL, or one array [B, H, W, 3] fp32 from 0 to 1 ("np"), or latents [B, C, h, w] ("latent").
 
     timings: seconds of "encode", "denoise" and "decode" on this rank; "denoise" holds noise and everything that is
-    computed once before the loop. steps: how many ran; image-to-image skips some.
+    computed once before the loop. steps: how many ran; image-to-image skips some, and a callback may stop early.
     """
 
     images: Any
@@ -105,8 +103,7 @@ class SD3Pipeline:
         recorder = "auto" if files.export is not None else engine
         graphs = StepGraphs.choose(recorder, target, parallel.world)
         target.activate()
-        mesh = Mesh.from_env(parallel)
-        watchdog = Watchdog.start(mesh, rank_timeout_s)
+        mesh, watchdog = connect(parallel, rank_timeout_s)
         with watchdog.told_of_errors():
             pipe = cls.load(files, target, mesh, parallel)
             mesh.meet("loaded")
@@ -165,10 +162,11 @@ class SD3Pipeline:
                 place of prompts.
             output_type: "pil", "np" or "latent".
             callback_on_step_end: called on every rank as (pipe, step, timestep, {"latents": [B, C, h, w]}); may return
-                {"latents": ...}; setting `pipe.interrupt = True` in it stops the loop on all ranks.
+                {"latents": ...}, the same on every rank; `pipe.interrupt = True` in it stops the loop on all ranks.
 
         Raises:
-            ConfigError: something is out of range, or an argument of diffusers' that is not supported.
+            ConfigError: something is out of range, or an argument of diffusers' that is not supported; or ranks were
+                given different calls.
             OutOfMemory: there is too little for it on a process; all raise it, and a smaller request works.
         """
         words = {
@@ -198,17 +196,12 @@ class SD3Pipeline:
     ) -> GenerationOutput:
         """Renders a request; see `__call__`. An error on this rank alone is told to the others, which end with it."""
         with self._door():
-            require(output_type in OUTPUT_TYPES, "output_type", output_type, ", ".join(OUTPUT_TYPES))
-            callback, allowed = callback_on_step_end, "a function of (pipe, step, timestep, kwargs)"
-            require(callback is None or callable(callback), "callback_on_step_end", callback, allowed)
-            request = preflight(self.files, request, self.parallel, inputs)
-            start = inputs.start(self._latent_shape(request, inputs), *request.size)
-        shape = self._latent_shape(request, inputs)
-        key = (shape, output_type, inputs.key(request))
-        due = self._check_same(request, inputs, self.rehearsals.due(key))
-        render = partial(self._render, request, inputs, start, shape, output_type, callback, progress)
+            check_result(output_type, callback_on_step_end)
+            admitted = self._admit(request, inputs, output_type, callback_on_step_end)
+        footprint, render = admitted.footprint, partial(self._render, admitted, progress)
+        due = self._check_same(admitted, self.rehearsals.due(footprint))
         with self.watchdog.told_of_errors():
-            return self.rehearsals.run(key, due, render, self.give_back)
+            return self.rehearsals.run(footprint, due, render, self.give_back)
 
     def give_back(self) -> None:
         """Frees the memory of all recordings, which are made again when they are needed, and what lies idle."""
@@ -225,70 +218,73 @@ class SD3Pipeline:
             yield
         except Exception as error:
             refused = error
-        if self.mesh.any(refused is not None):
+        with self.watchdog.waiting_for_all():
+            anywhere = self.mesh.any(refused is not None)
+        if anywhere:
             raise refused or RankFailure("another process refused this request; its error says why")
 
-    def _check_same(self, request: GenerationRequest, inputs: Inputs, flag: bool) -> bool:
-        """Returns whether any rank passed True; raises ConfigError on every rank where not all were given the same
-        request: the picture would be of none."""
-        states = inputs.embeds and (
-            inputs.embeds.negative is None
-        )  # what is not given is encoded by all ranks together
-        mine = zlib.crc32(repr((request, states)).encode())
-        every = self.mesh.all_gather(self.mesh.world, paddle.to_tensor([mine, flag], dtype="int64")).numpy()
-        allowed = "the same call on every rank (prompts, sizes, seed, steps, ...)"
+    def _admit(
+        self, request: GenerationRequest, inputs: Inputs, output_type: str, callback: StepCallback | None
+    ) -> Admitted:
+        """Checks a request and opens what it brings."""
+        request = preflight(self.files, request, self.parallel, inputs)
+        plan = schedule(self.scheduler, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
+        scale, (height, width) = self.vae.scale_factor, request.size
+        shape = inputs.count(request), self.transformer.config.in_channels, height // scale, width // scale
+        return Admitted(request, inputs, inputs.start(shape, height, width), shape, plan, output_type, callback)
+
+    def _check_same(self, admitted: Admitted, flag: bool) -> bool:
+        """Returns whether any rank passed True.
+
+        Raises:
+            ConfigError: on every rank, where not all were given the same: they would wait for each other, or draw a
+                picture that is of none of them.
+        """
+        if self.mesh.world.size == 1:
+            return flag
+        mine = admitted.fingerprint()
+        with self.watchdog.waiting_for_all():
+            every = self.mesh.all_gather(self.mesh.world, paddle.to_tensor([mine, flag], dtype="int64")).numpy()
+        allowed = "the same call on every rank (prompts, sizes, seed, steps, image, output_type, callback or none, ...)"
         require(bool((every[:, 0] == mine).all()), "request", "another one on another rank", allowed)
         return bool(every[:, 1].any())
 
-    def _render(
-        self,
-        request: GenerationRequest,
-        inputs: Inputs,
-        start: Start,
-        shape: tuple[int, int, int, int],
-        output_type: str,
-        callback: StepCallback | None,
-        progress: bool,
-        rehearse: Rehearse,
-    ) -> GenerationOutput:
-        """Renders a request that was checked, for latents of a shape, (B, C, h, w)."""
-        count = inputs.count(request)
-        rows = rows_for(self.mesh.dp.rank, self.mesh.dp.size, count, request.guidance)
+    def _render(self, admitted: Admitted, progress: bool, rehearse: Rehearse) -> GenerationOutput:
+        """Renders what came through the door."""
+        guidance, steps, output_type = admitted.request.guidance, admitted.plan.steps, admitted.output_type
+        rows = rows_for(self.mesh.dp.rank, self.mesh.dp.size, admitted.shape[0], guidance)
+        on_step = None if admitted.callback is None else Callback(self, admitted.callback)
         seconds: dict[str, float] = {}
         self.interrupt = False
-        plan = schedule(self.scheduler, request.num_inference_steps, inputs.strength(request), inputs.sigmas)
         with timed(seconds, "encode"):
-            rehearse("reading the prompts", lambda: self._encode(request, inputs, rows, None))
-            text = self._encode(request, inputs, rows, self.captured)
-
-        def loop(
-            graphs: StepGraphs | None, captured: Captured | None, ticks: Iterable[int], on_step: OnStep | None
-        ) -> Tensor:
-            _, together = ways(captured)
-            denoiser = Denoiser(self.transformer, rows, text, plan, shape[2:], graphs, together)
-            begin = first_latents(start, shape, request.seed, plan, self.vae, captured)  # the device works meanwhile
-            return denoiser.run(begin, request.guidance_scale, ticks, on_step)
-
+            rehearse("reading the prompts", lambda: self._encode(admitted, rows, None))
+            text = self._encode(admitted, rows, self.captured)
         with timed(seconds, "denoise"):
-            rehearse("denoising", lambda: loop(None, None, range(1), None))
-            with self._ticks(plan, progress) as ticks:
-                latents = loop(self.graphs, self.captured, ticks, self._on_step(callback))
+            rehearse("denoising", lambda: self._denoise(admitted, rows, text, None, None, range(1)))
+            with self._ticks(steps, progress) as ticks:
+                latents = self._denoise(admitted, rows, text, self.graphs, self.captured, ticks, on_step)
         with timed(seconds, "decode"):
             if output_type != "latent":
                 rehearse("decoding", lambda: self.vae.decode_each(latents))
             result = self._decode(latents, output_type)
-        return GenerationOutput(result, seconds, plan.steps)
+        return GenerationOutput(result, seconds, steps if on_step is None else on_step.steps)
 
-    def _encode(self, request: GenerationRequest, inputs: Inputs, rows: Rows, captured: Captured | None) -> TextStates:
+    def _encode(self, admitted: Admitted, rows: Rows, captured: Captured | None) -> TextStates:
         """Returns the states of this dp rank's rows only."""
         width = self.transformer.config.joint_attention_dim
-        return encode_request(self.text, request, inputs, rows, width, *ways(captured))
+        return encode_request(self.text, admitted.request, admitted.inputs, rows, width, *ways(captured))
 
-    def _latent_shape(self, request: GenerationRequest, inputs: Inputs) -> tuple[int, int, int, int]:
-        """Returns (B, C, h, w) of all images of a request."""
-        height, width = request.size
-        scale, channels = self.vae.scale_factor, self.transformer.config.in_channels
-        return inputs.count(request), channels, height // scale, width // scale
+    def _denoise(
+        self, admitted: Admitted, rows: Rows, text: TextStates, graphs: StepGraphs | None, captured: Captured | None,
+        ticks: Iterable[int], on_step: OnStep | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Returns all images' latents, [B, C, h, w]."""
+        _, together = ways(captured)
+        request, plan, shape = admitted.request, admitted.plan, admitted.shape
+        denoiser = Denoiser(self.transformer, rows, text, plan, shape[2:], graphs, together)
+        # The device works while the host draws noise.
+        begin = first_latents(admitted.start, shape, request.seed, plan, self.vae, captured)
+        return denoiser.run(begin, request.guidance_scale, ticks, on_step)
 
     def _decode(self, latents: Tensor, output_type: str) -> Any:
         """latents: [B, C, h, w] -> what `output_type` says."""
@@ -305,25 +301,11 @@ class SD3Pipeline:
         return self.vae.decode_each(latents, self.captured)
 
     @contextmanager
-    def _ticks(self, plan: Schedule, progress: bool) -> Iterator[Any]:
+    def _ticks(self, steps: int, progress: bool) -> Iterator[Any]:
         """Yields 0 .. N - 1 behind a progress bar on rank 0."""
         hidden = not progress or self.mesh.world.rank != 0
-        with tqdm(range(plan.steps), desc="denoise", unit="step", disable=hidden) as bar:
+        with tqdm(range(steps), desc="denoise", unit="step", disable=hidden) as bar:
             yield bar
-
-    def _on_step(self, callback: StepCallback | None) -> OnStep | None:
-        if callback is None:
-            return None
-
-        def on_step(index: int, timestep: float, latents: Tensor) -> tuple[Tensor | None, bool]:
-            stop = False
-            try:
-                returned = callback(self, index, timestep, {"latents": latents})
-            except Cancelled:
-                returned, stop = None, True
-            return changed_latents(returned, latents), stop or self.interrupt
-
-        return on_step
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 import paddle
 
-from sd3par.config import require
+from sd3par.config import RANK_TIMEOUTS_S, ParallelConfig, check_number
 from sd3par.errors import OutOfMemory, RankFailure, describe
 from sd3par.guard import Guard
 from sd3par.heartbeat import Kind, Line, Process, machine
@@ -45,11 +45,15 @@ class Watchdog:
         self._guard = Guard(self._watch, rank)
         self._parent = os.getppid()
         self._lock, self._over = threading.Lock(), threading.Event()
+        self._failure = ""  # why this rank cannot go on
+        self._waits_since: float | None = None  # for all others
         self._thread = threading.Thread(target=self._look_out, name="sd3par-watchdog", daemon=True)
 
     @classmethod
     def start(cls, mesh: Mesh, timeout_s: float = TIMEOUT_S) -> Watchdog:
         """Returns a running watchdog; a collective of the whole mesh. With one process it does nothing.
+
+        A process that loads several models has one for all of them, unless they wait for different times.
 
         Args:
             timeout_s: how long a rank may be silent; gloo itself gives up after 30 s.
@@ -57,13 +61,17 @@ class Watchdog:
         Raises:
             ConfigError: timeout_s is not from 2 to 3600.
         """
-        require(2.0 <= timeout_s <= 3600.0, "rank_timeout_s", timeout_s, "seconds from 2 to 3600")
+        check_number("rank_timeout_s", timeout_s, *RANK_TIMEOUTS_S)
         if mesh.world.size == 1:
             return cls(None, [], 0, timeout_s)
+        running = next((dog for dog in _running if dog._watch.timeout_s == timeout_s and not dog._over.is_set()), None)
+        if not mesh.any(running is None) and running is not None:
+            return running
         line = Line.open(mesh.host, mesh.world.rank)
         dog = cls(line, _introduce(mesh, line), mesh.world.rank, timeout_s)
         dog._thread.start()
         atexit.register(dog._at_exit)
+        _running.append(dog)
         return dog
 
     def fail(self, reason: str) -> None:
@@ -72,7 +80,13 @@ class Watchdog:
         This process goes on, to say itself what happened.
         """
         if self._end():
+            self._failure = reason
             self._watch.tell(Kind.FAILED, f"rank {self.rank}: {reason}")
+
+    def check(self) -> None:
+        """Raises RankFailure where this rank has failed before: the others were told to end, and nobody watches."""
+        if self._failure and self._watch.peers:
+            raise RankFailure(f"rank {self.rank} failed before, which ended the mesh: {self._failure}")
 
     def stop(self) -> None:
         """Says goodbye: this rank needs the others no more. They go on watching each other."""
@@ -86,8 +100,9 @@ class Watchdog:
         OutOfMemory is one of all ranks, and nobody ends with it.
 
         Raises:
-            RankFailure: a collective failed, and no rank is known to be lost.
+            RankFailure: a collective failed, and no rank is known to be lost; or this rank has failed before.
         """
+        self.check()
         try:
             yield
         except OutOfMemory:
@@ -101,6 +116,26 @@ class Watchdog:
             if lost:
                 raise RankFailure(f"rank {self.rank}: {describe(error)}{self._who_left()}") from error
             raise
+
+    @contextmanager
+    def waiting_for_all(self) -> Iterator[None]:
+        """The same around a collective that every rank comes to: one that has finished is waited for in vain."""
+        self._waits_since = time.monotonic()
+        try:
+            with self.told_of_errors():
+                yield
+        finally:
+            self._waits_since = None
+
+    def _missed(self) -> News | None:
+        """Returns that a rank has finished for which this one waits, and not only because it is slow itself."""
+        since = self._waits_since
+        if since is None:
+            return None
+        for peer in self._watch.peers:
+            if peer.left and time.monotonic() - max(since, peer.heard) > _NEWS_S:
+                return News(f"{peer} has finished, and rank {self.rank} waits for it: all ranks make the same calls")
+        return None
 
     def _who_left(self) -> str:
         left = [str(peer.rank) for peer in self._watch.peers if peer.left]
@@ -132,7 +167,7 @@ class Watchdog:
             if time.monotonic() >= next_beat:
                 self._watch.tell(Kind.BEAT)
                 next_beat = time.monotonic() + BEAT_S
-            news = self._watch.look()
+            news = self._watch.look() or self._missed()
             if any(peer.left for peer in self._watch.peers):  # the mesh comes to its end
                 self._guard.rest()
             else:
@@ -152,6 +187,23 @@ class Watchdog:
         self._watch.spread(news)
         log.critical("%s", news.reason)
         os._exit(EXIT_CODE)  # the main thread may be in a collective that never returns
+
+
+_running: list[Watchdog] = []  # of this process
+
+
+def connect(parallel: ParallelConfig, timeout_s: float = TIMEOUT_S) -> tuple[Mesh, Watchdog]:
+    """Returns the mesh of the processes that were started, and what watches over it.
+
+    Raises:
+        ConfigError: their number is not dp * mp * sp, or timeout_s is out of range.
+        RankFailure: another process did not come up, or this one has failed before.
+    """
+    check_number("rank_timeout_s", timeout_s, *RANK_TIMEOUTS_S)
+    for dog in _running:
+        dog.check()
+    mesh = Mesh.from_env(parallel)
+    return mesh, Watchdog.start(mesh, timeout_s)
 
 
 def _introduce(mesh: Mesh, line: Line) -> list[Peer]:

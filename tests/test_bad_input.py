@@ -222,6 +222,21 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "config key unknown": (lambda model: change(model / "transformer/config.json", "moe", 8), ["moe: got 8"]),
     "config not JSON": (lambda model: (model / "vae/config.json").write_text("{"), ["vae/config.json"]),
     "config lies": (lambda model: change(model / "transformer/config.json", "num_layers", 0), ["num_layers: got 0"]),
+    "config of a thousand layers": (
+        lambda model: change(model / "transformer/config.json", "num_layers", 1000), ["got 1000", "1 to 256"]
+    ),
+    "config of a thousand layers of text": (
+        lambda model: change(model / "text_encoder/config.json", "num_hidden_layers", 1000), ["layers: got 1000"]
+    ),
+    "config of a thousand layers of T5": (
+        lambda model: change(model / "text_encoder_3/config.json", "num_layers", 1000), ["num_layers: got 1000"]
+    ),
+    "config of a huge table": (
+        lambda model: change(model / "transformer/config.json", "pos_embed_max_size", 1 << 20), ["size: got 1048576"]
+    ),
+    "config of huge outputs": (
+        lambda model: change(model / "transformer/config.json", "out_channels", 1 << 63), ["out_channels: got 9223"]
+    ),
     "index missing": (lambda model: (model / "model_index.json").unlink(), ["model_index.json"]),
     "index of another model": (
         lambda model: change(model / "model_index.json", "_class_name", "FluxPipeline"), ["FluxPipeline"]

@@ -11,6 +11,9 @@ import pytest
 
 from sd3par import device
 from sd3par.device import CapturedGraph, Device, Event
+from sd3par.engine import choose_device
+from sd3par.errors import ConfigError
+from sd3par.weights import open_model
 
 CPU = Device("cpu", "float32")
 
@@ -45,6 +48,14 @@ def test_a_plug_in_without_devices_is_not_available(monkeypatch: pytest.MonkeyPa
     assert device.count("nvgpu") == 0 and "nvgpu" not in device.available()
     monkeypatch.setattr(paddle.device, "get_available_custom_device", lambda: ["nvgpu:0", "nvgpu:1", "npu:0"])
     assert device.count("nvgpu") == 2 and "nvgpu" in device.available()
+
+
+def test_t5_in_float16_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "available", lambda: ["nvgpu", "cpu"])
+    assert choose_device(open_model("tiny", text_encoder_3=False), "float16").dtype == "float16"
+    assert choose_device(open_model("tiny"), "auto").dtype == "bfloat16"
+    with pytest.raises(ConfigError, match="^dtype: got float16; allowed: float32 or bfloat16; float16 without T5"):
+        choose_device(open_model("tiny"), "float16")
 
 
 def test_a_graph_on_the_cpu_is_its_function() -> None:
@@ -93,6 +104,17 @@ def test_a_recording_that_fails_ends_and_says_why(gpu: Device) -> None:
     with pytest.raises(ValueError, match="broken"):
         CapturedGraph(gpu, function)
     assert Recorder.log == ["capture_begin", "capture_end", "reset"]
+    assert gc.isenabled()
+
+
+def test_a_recording_that_cannot_begin_lets_garbage_be_collected(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(recorder: Recorder) -> None:
+        raise OSError("another recording is under way")
+
+    monkeypatch.setattr(Recorder, "capture_begin", refused, raising=False)
+    with pytest.raises(OSError, match="another recording"):
+        CapturedGraph(gpu, lambda: 1)
+    assert Recorder.log == []  # nor is the other one ended
     assert gc.isenabled()
 
 

@@ -6,7 +6,10 @@ import json
 
 import pytest
 
-from sd3par import device
+from sd3par import device, mesh
+from sd3par.config import ParallelConfig
+from sd3par.errors import RankFailure
+from sd3par.mesh import Mesh
 from tests import ranks, tolerances
 
 LARGEST_SHARE = {1: 1.0, 2: 0.52, 4: 0.27}  # of the block weights' bytes, at mp 1, 2 and 4
@@ -50,3 +53,17 @@ def test_meshes_of_eight_equal_diffusers() -> None:
         for result in results:
             wrong = {name: error for name, error in result["errors"].items() if not error < tolerances.MODULE}
             assert result["errors"] and not wrong, result["mesh"]
+
+
+def test_a_first_process_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paddle's own client would ask for ever."""
+    (port,) = ranks.free_ports(1)
+    launched = {"PADDLE_MASTER": f"127.0.0.1:{port}", "PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "1",
+                "PADDLE_DISTRI_BACKEND": "gloo"}  # fmt: skip
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(mesh, "CONNECT_TIMEOUT_S", 0.3)
+    with pytest.raises(
+        RankFailure, match=f"^rank 1: the 2 processes could not connect: nobody listens at 127.*:{port}"
+    ):
+        Mesh.from_env(ParallelConfig(dp=2))

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from sd3par.config import ModelConfig, parse_config
+from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.errors import ConfigError
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
@@ -81,3 +81,11 @@ def test_shapes_that_do_not_fit_are_named(name: str, shape: tuple[int, ...]) -> 
 def test_config_defaults_are_diffusers() -> None:
     config = parse_config(ModelConfig, VARIANTS["sd3.5-large"], "config.json")
     assert (config.dim, config.channels_out, config.patch_size) == (64, 16, 2)
+
+
+def test_meshes_are_those_of_the_pipeline() -> None:
+    assert MMDiT.from_pretrained("tiny", device="cpu", parallel="auto").mesh.world.size == 1
+    for wrong, field in ((None, "parallel"), ("two", "parallel"), (ParallelConfig(mp=5), "mp_size * sp_size")):
+        with pytest.raises(ConfigError) as caught:
+            MMDiT.from_pretrained("tiny", device="cpu", parallel=wrong)
+        assert caught.value.field == field

@@ -103,6 +103,11 @@ def test_legacy_develop(source: Path, tmp_path: Path) -> None:
     assert_found_in(source, imported(tmp_path), installed=False)
 
 
+def test_every_public_name_is_there() -> None:
+    named = python("import sd3par; print(*(getattr(sd3par, name).__name__ for name in sd3par.__all__))", cwd=ROOT)
+    assert "OutOfMemory" in named.split()
+
+
 def test_plain_checkout(source: Path) -> None:
     """A checkout on PYTHONPATH: `site` has no .pth file, only the packages themselves."""
     assert_found_in(source, imported(source), installed=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 import pytest
 from PIL import Image
 
@@ -79,7 +80,8 @@ def test_callback_sees_every_step_and_may_stop(pipe: SD3Pipeline) -> None:
         pipe.interrupt = step == 1
         return kwargs
 
-    pipe(output_type="latent", callback_on_step_end=callback, **arguments(CASES["one"]))
+    out = pipe(output_type="latent", callback_on_step_end=callback, **arguments(CASES["one"]))
+    assert out.steps == 2
     assert seen == [(0, 1000.0, (1, 16, 8, 10)), (1, 857.69, (1, 16, 8, 10))]
 
 
@@ -143,6 +145,14 @@ NEGATIVE = dict(negative_prompt_embeds=np.zeros((1, 154, 96)), negative_pooled_p
         ("negative_prompt", EMBEDS | dict(negative_prompt=["a", "b"])),
         ("negative_prompt", EMBEDS | NEGATIVE | dict(negative_prompt="a")),
         ("prompt_embeds", EMBEDS | dict(max_sequence_length=256)),
+        ("prompt", dict(prompt=np.array(["a", "b"]))),
+        ("sigmas", dict(prompt="x", sigmas=np.array([0.1, 0.5]))),
+        ("sigmas", dict(prompt="x", sigmas=paddle.to_tensor([1.0, 0.5]))),
+        ("height", dict(prompt="x", height=paddle.to_tensor([64, 64]))),
+        ("seed", dict(prompt="x", seed=np.array([1, 2]))),
+        ("output_type", dict(prompt="x", output_type=np.array(["np", "pil"]))),
+        ("callback_on_step_end", dict(prompt="x", callback_on_step_end=np.array([1, 2]))),
+        ("latents", dict(prompt="x", latents=np.zeros((1, 16, 16, 16), complex))),
     ],
 )
 def test_bad_arguments_are_named(pipe: SD3Pipeline, field: str, options: dict[str, Any]) -> None:

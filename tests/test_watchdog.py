@@ -81,7 +81,18 @@ def test_failed_collective_without_a_dead_rank(played: Path) -> None:
     assert said(played, "lost", 0).startswith("rank 1: RuntimeError: [pair.cc:584] Timed out")
 
 
-@pytest.mark.parametrize("scene", ["agreed", "finished", "busy", "suspended", "deaf_for_long"])
+def test_a_rank_that_finished_is_not_waited_for(played: Path) -> None:
+    ends = endings(played, "left_behind")
+    assert [end["code"] for end in ends] == [EXIT_CODE, 0, EXIT_CODE]
+    assert all(end["seconds"] < TIMEOUT_S + 6 for end in ends)
+    texts = {said(played, "left_behind", rank) for rank in (0, 2)}
+    reason = (
+        rf"rank 1 \(pid {ends[1]['pid']}\) has finished, and rank [02] waits for it: all ranks make the same calls\n"
+    )
+    assert all(re.fullmatch(reason, text) for text in texts)
+
+
+@pytest.mark.parametrize("scene", ["agreed", "finished", "late", "busy", "suspended", "deaf_for_long"])
 def test_no_false_alarm(played: Path, scene: str) -> None:
     ends = endings(played, scene)
     assert [end["code"] for end in ends] == [0] * WORLD
@@ -202,6 +213,13 @@ def test_process_states() -> None:
     assert Process.look(child.pid).how_it_ended() == "ended without a word"
 
 
+def test_every_signal_has_a_name() -> None:
+    """Real-time signals among them, of which Python names the first and the last only."""
+    ways = [Process(1, 1, "Z", number).how_it_ended() for number in range(1, signal.NSIG)]
+    assert ways[signal.SIGTERM - 1] == "was killed by SIGTERM"
+    assert ways[39] == "was killed by signal 40"
+
+
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 5
     while not condition():
@@ -222,8 +240,8 @@ def test_one_process_needs_no_watchdog() -> None:
     dog.stop()
 
 
-@pytest.mark.parametrize("timeout_s", [0.0, -1.0, 1.9, 4000.0, float("nan"), float("inf")])
-def test_timeout_is_checked(timeout_s: float) -> None:
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, 1.9, 4000.0, float("nan"), float("inf"), "20", None])
+def test_timeout_is_checked(timeout_s: object) -> None:
     with pytest.raises(ConfigError, match="rank_timeout_s"):
         Watchdog.start(Mesh.single(), timeout_s)
 

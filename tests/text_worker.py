@@ -37,7 +37,7 @@ TEXTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 JOINT_DIM = 96  # of the bundled model
 LONG = "a red circle and a green square, " * 60
 MANY = ["a", "b", "c"] * 4  # for dp 1, 2, 3 and 4
-SMALL = dict(height=16, width=16)  # what is drawn does not matter here
+SMALL = dict(output_type="latent", progress=False, height=16, width=16)  # what is drawn does not matter here
 REQUESTS: dict[str, dict[str, Any]] = {
     "one": dict(prompt=(PROMPTS[0],), negative_prompt=("blurry",), max_sequence_length=77),
     "equal": dict(prompt=("x",), negative_prompt=("x",), max_sequence_length=77),
@@ -126,7 +126,7 @@ def read(mesh: Mesh) -> dict[str, float]:
 def refusals(mesh: Mesh, parallel: ParallelConfig) -> list[str]:
     """Returns how every rank ends a text that only one of several dp ranks would have read; the next request works."""
     pipe = SD3Pipeline.load(open_model("tiny"), choose("float32", "cpu"), mesh, parallel)
-    options = dict(num_inference_steps=1, output_type="latent", progress=False, max_sequence_length=20, **SMALL)
+    options = dict(num_inference_steps=1, max_sequence_length=20, **SMALL)
     found = []
     try:
         pipe([*MANY[1:], "\ud800"], **options)
@@ -144,7 +144,7 @@ def refusals(mesh: Mesh, parallel: ParallelConfig) -> list[str]:
 def random_error(mesh: Mesh, parallel: ParallelConfig) -> float:
     """Returns how far made-up weights' latents on this mesh are from one process's, in units of their deviation."""
     cpu, files = choose("float32", "cpu"), open_model("random:tiny")
-    options = dict(prompt=MANY, num_inference_steps=2, output_type="latent", progress=False, max_sequence_length=20, **SMALL)
+    options = dict(prompt=MANY, num_inference_steps=2, max_sequence_length=20, **SMALL)
     alone = SD3Pipeline.load(files, cpu, Mesh.single(), ParallelConfig())(**options).images.numpy()
     latents = SD3Pipeline.load(files, cpu, mesh, parallel)(**options).images.numpy()
     return float(np.abs(latents - alone).max() / alone.std())
@@ -160,8 +160,7 @@ def recorded(mesh: Mesh, parallel: ParallelConfig) -> list[list[int]]:
     used = together if pipe.text.split else pipe.captured
     lengths = []
     for length in (20, 30, 20, 30, 20, 30, 30, 20):
-        pipe(MANY, num_inference_steps=1, output_type="latent", progress=False, max_sequence_length=length,
-             guidance_scale=1.0, **SMALL)  # fmt: skip
+        pipe(MANY, num_inference_steps=1, max_sequence_length=length, guidance_scale=1.0, **SMALL)
         lengths.append([key[1][0][1] for key in used._recordings if key[0] is pipe.text.t5])
     return lengths
 

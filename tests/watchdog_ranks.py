@@ -38,6 +38,9 @@ class FileMesh:
     def __init__(self, folder: Path, rank: int) -> None:
         self._folder, self.world = folder, Axis(WORLD, rank)
 
+    def any(self, flag: bool) -> bool:
+        return flag
+
     def all_gather(self, axis: Axis, x: Any) -> Any:
         (self._folder / f".{axis.rank}").write_text(json.dumps(x.tolist()))
         (self._folder / f".{axis.rank}").rename(self._folder / f"row.{axis.rank}")
@@ -100,6 +103,25 @@ def agreed(dog: Watchdog, rank: int) -> None:
 def finished(dog: Watchdog, rank: int) -> None:
     """Rank 1 has nothing more to do; the others work on, longer than it may be silent."""
     if rank != 1:
+        time.sleep(2 * TIMEOUT_S)
+    dog.stop()
+
+
+def left_behind(dog: Watchdog, rank: int) -> None:
+    """Rank 1 has nothing more to do, and the others wait for it, as at the door of one more request."""
+    if rank == 1:
+        time.sleep(1)
+        dog.stop()
+    else:
+        with dog.waiting_for_all():
+            blocked()
+
+
+def late(dog: Watchdog, rank: int) -> None:
+    """Rank 1 finishes as soon as all have met; the others take some time to notice that they have."""
+    if rank != 1:
+        with dog.waiting_for_all():
+            time.sleep(1)
         time.sleep(2 * TIMEOUT_S)
     dog.stop()
 
@@ -179,7 +201,7 @@ def stuck(dog: Watchdog, rank: int) -> None:
     dog.stop()
 
 
-UNGUARDED = (killed, stopped, raised, reset, lost, agreed, finished, busy, suspended, orphaned)
+UNGUARDED = (killed, stopped, raised, reset, lost, agreed, finished, left_behind, late, busy, suspended, orphaned)
 GUARDED = (deaf_killed, deaf_stopped, deaf_raised, deaf_for_long, stuck)
 SCENES: dict[str, Callable[[Watchdog, int], None]] = {scene.__name__: scene for scene in (*UNGUARDED, *GUARDED)}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import paddle
 from paddle import Tensor
 
-from sd3par.config import require
+from sd3par.config import MAX_LAYERS, require
 
 # Keys of transformers' CLIPTextConfig that matter in training only, or that the tokenizer's own files decide.
 CLIP_IGNORED = frozenset(
@@ -22,6 +22,7 @@ T5_IGNORED = frozenset(
      "pad_token_id"}
 )  # fmt: skip
 ACTIVATIONS = ("quick_gelu", "gelu")  # of CLIP
+T5_DTYPES = ("float32", "bfloat16")  # in float16 T5's activations overflow
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class CLIPTextConfig:
                      "vocab_size", "max_position_embeddings"):  # fmt: skip
             value = getattr(self, name)
             require(1 <= value <= 1 << 20, name, value, f"1 to {1 << 20}")
+        require(self.num_hidden_layers <= MAX_LAYERS, "num_hidden_layers", self.num_hidden_layers, f"1 to {MAX_LAYERS}")
         whole = self.hidden_size % self.num_attention_heads == 0
         require(whole, "num_attention_heads", self.num_attention_heads, f"a divisor of hidden_size {self.hidden_size}")
         require(self.hidden_act in ACTIVATIONS, "hidden_act", self.hidden_act, " or ".join(ACTIVATIONS))
@@ -68,6 +70,7 @@ class T5Config:
         for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
             value = getattr(self, name)
             require(1 <= value <= 1 << 20, name, value, f"1 to {1 << 20}")
+        require(self.num_layers <= MAX_LAYERS, "num_layers", self.num_layers, f"1 to {MAX_LAYERS}")
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
         require(4 <= buckets <= 256, "relative_attention_num_buckets", buckets, "4 to 256")
         require(buckets // 4 < distance <= 4096, "relative_attention_max_distance", distance,

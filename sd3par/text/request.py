@@ -6,11 +6,10 @@ from sd3par.captured import Call, directly
 from sd3par.config import GenerationRequest
 from sd3par.errors import ConfigError
 from sd3par.guidance import join_halves
-from sd3par.inputs import Inputs, spread
+from sd3par.inputs import ENCODERS, Inputs, spread, texts_read
 from sd3par.plan import Rows
 from sd3par.text.encode import TextEncoders, TextStates
 
-_SUFFIXES = ("", "_2", "_3")  # what CLIP-L, CLIP-G and T5 read
 _HALVES = {"both": (True, False), "uncond": (True,), "cond": (False,), "none": (False,)}  # whether negative
 
 
@@ -42,7 +41,7 @@ def encode_request(
     if read and text is not None:
         images = inputs.count(request)
         clip_l, clip_g, t5 = (
-            [one for negative in read for one in _texts(request, negative, suffix, images)] for suffix in _SUFFIXES
+            [one for negative in read for one in _texts(request, negative, which, images)] for which in ENCODERS
         )
         encoded = text.encode(clip_l, clip_g, t5, request.max_sequence_length, joint_dim, call, together)
         for first, negative in zip(range(0, images * len(read), images), read, strict=True):
@@ -56,8 +55,6 @@ def _comes(negative: bool, inputs: Inputs) -> bool:
     return inputs.embeds is not None and not (negative and inputs.embeds.negative is None)
 
 
-def _texts(request: GenerationRequest, negative: bool, suffix: str, images: int) -> list[str]:
-    """Returns the text of each image for one encoder: its own if there is one, else what CLIP-L reads."""
-    kind = "negative_prompt" if negative else "prompt"
-    given = getattr(request, kind + suffix) or getattr(request, kind) or ("",)
-    return spread(given, Rows(range(images), "none"), request.num_images_per_prompt)
+def _texts(request: GenerationRequest, negative: bool, which: str, images: int) -> list[str]:
+    """Returns the text of each image for one encoder."""
+    return spread(texts_read(request, negative, which), Rows(range(images), "none"), request.num_images_per_prompt)

@@ -17,11 +17,9 @@ from sd3par.layers import Embedding, Linear, RMSNorm
 from sd3par.mesh import Axis, Mesh
 from sd3par.plan import Share, Source, WeightPlan, runs
 from sd3par.text.attention import self_attention
-from sd3par.text.config import T5_IGNORED, T5Config, buckets_of, relative_buckets
+from sd3par.text.config import T5_DTYPES, T5_IGNORED, T5Config, buckets_of, relative_buckets
 from sd3par.text.place import Place, t5_place
 from sd3par.weights import Component, fill
-
-DTYPES = ("float32", "bfloat16")
 
 
 class T5Block(nn.Layer):
@@ -89,7 +87,7 @@ class T5Encoder(nn.Layer):
             ConfigError: config.json describes something else, or float16 was asked for.
             CheckpointError: a tensor is missing, left over, of another shape, or not finite.
         """
-        require(dtype in DTYPES, "dtype of T5", dtype, " or ".join(DTYPES))
+        require(dtype in T5_DTYPES, "dtype of T5", dtype, " or ".join(T5_DTYPES))
         config = parse_config(T5Config, component.config, component.where, T5_IGNORED)
         encoder = cls(config, dtype, mesh, t5_place(mesh, config.num_heads))
         if encoder.place.here:

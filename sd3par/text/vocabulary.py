@@ -20,8 +20,6 @@ CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 UNLIMITED = 1 << 30
 MOST_EXTRA_IDS = 1000  # T5 has 100
-
-
 UNKNOWN_PIECE = 2  # sentencepiece_model.proto: SentencePiece.Type.UNKNOWN
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import paddle
 
-from sd3par.config import ParallelConfig
 from sd3par.errors import CheckpointError
 from sd3par.weights.fill import Component
 from sd3par.weights.manifest import EXPORT, MANIFEST, Manifest
@@ -58,11 +57,6 @@ class Export:
         if manifest.paddle != paddle.__version__:
             log.warning("%s was exported with Paddle %s, this is %s", folder, manifest.paddle, paddle.__version__)
         return cls(folder, manifest)
-
-    def check(self, parallel: ParallelConfig, kind: str, dtype: str) -> None:
-        """Raises ConfigError unless it is for a mesh and a kind of device; dtype: what was asked for, or auto."""
-        self.manifest.check_device(kind, dtype)
-        self.manifest.check_mesh(parallel)
 
     def component(self, name: str) -> Component:
         """Returns a part of the model: its config.

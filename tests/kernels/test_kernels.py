@@ -192,6 +192,9 @@ BAD = {
     "adaln of three streams": (lambda: adaln_triton([Stream(TOKENS, None, None, ((MOD, MOD),))] * 3), "streams"),
     "adaln of streams of other rows": (lambda: adaln_triton([Stream(TOKENS, None, None, ((MOD, MOD),)),
                                                              Stream(zeros(2, 3, 8), None, None, ((MOD, MOD),))]), "x"),
+    "adaln of a branch in parts beside a whole one": (lambda: adaln_triton([
+        Stream(TOKENS, TOKENS, None, ((MOD, MOD),)), Stream(TOKENS, zeros(2, 1, 3, 8), None, ((MOD, MOD),))]),
+        "branch"),
     "gated_sum with another gate": (lambda: gated_sum_triton(PLACES[None], MOD, PLACES[None], WEIGHT, None), "gate2"),
     "split_heads of a width that does not divide": (lambda: split_heads_triton(zeros(1, 2, 25), 8, WEIGHT, WEIGHT),
                                                     "packed"),

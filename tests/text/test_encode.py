@@ -11,6 +11,7 @@ import paddle
 import pytest
 
 from sd3par.errors import CheckpointError, ConfigError
+from sd3par.guidance import join_halves
 from sd3par.text import CLIPTextEncoder, CLIPTokenizer, T5Encoder, T5Tokenizer, TextEncoders, TextStates
 from sd3par.text.encode import join_context
 from tests import tolerances
@@ -135,3 +136,12 @@ def test_a_tokenizer_with_ids_beyond_its_encoder_is_refused(encoders: TextEncode
     with pytest.raises(CheckpointError, match=r"clip_g: token id \d+; allowed: ids below 100"):
         small = dataclasses.replace(encoders.clip_l.config, vocab_size=100)
         dataclasses.replace(encoders, clip_g=CLIPTextEncoder(small, "float32"))
+
+
+def test_states_from_outside_join_those_of_half_precision() -> None:
+    """On a GPU the encoders' states are bfloat16, and what a caller gives is fp32."""
+    here, given = (TextStates(paddle.ones([1, 2, 3]), paddle.ones([1, 4])) for _ in range(2))
+    here = TextStates(here.context.astype("bfloat16"), here.pooled.astype("bfloat16"))
+    both = join_halves([here, TextStates(given.context * 2, given.pooled * 2)])
+    assert both.context[:, 0, 0].tolist() == both.pooled[:, 0].tolist() == [1, 2]
+    assert join_halves([here, here]).context.dtype == paddle.bfloat16
