@@ -207,7 +207,8 @@ def _request(options: Namespace, prompt: str) -> GenerationRequest:
 
 
 def _text(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else (text,)
+    """Returns what a request holds of a text beside the prompt; an empty one is none, as in diffusers."""
+    return (text,) if text else None
 
 
 def numbered(path: Path, count: int) -> tuple[Path, ...]:

@@ -222,11 +222,13 @@ def spread(texts: tuple[str, ...], rows: Rows, per_prompt: int) -> list[str]:
 
 
 def texts(field: str, given: Any) -> tuple[str, ...] | None:
-    """Returns one text or several as a tuple.
+    """Returns one text or several as a tuple; an empty one, but for the prompt, is none, as in diffusers.
 
     Raises:
         ConfigError: neither.
     """
+    if isinstance(given, str) and not given and field != "prompt":
+        return None
     if given is None or isinstance(given, (list, tuple)):
         return given if given is None else tuple(given)
     require(isinstance(given, str), field, given, "a text, or a list of texts")

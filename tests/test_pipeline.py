@@ -72,6 +72,13 @@ def test_prompt_embeds_give_the_prompts_picture(pipe: SD3Pipeline) -> None:
     assert np.abs(out.images.numpy() - golden).max() / golden.std() < tolerances.PIPELINE
 
 
+def test_an_empty_text_beside_the_prompt_is_none(pipe: SD3Pipeline) -> None:
+    options = dict(num_inference_steps=1, output_type="latent", progress=False, negative_prompt="blurry")
+    empty = dict(prompt_2="", prompt_3="", negative_prompt_2="", negative_prompt_3="")
+    wanted, latents, read = (pipe("a cat", **options, **one).images for one in ({}, empty, dict(prompt_2=[""])))
+    assert bool((latents == wanted).all()) and not bool((read == wanted).all())
+
+
 def test_callback_sees_every_step_and_may_stop(pipe: SD3Pipeline) -> None:
     seen = []
 
