@@ -100,9 +100,11 @@ class ParallelConfig:
     transport: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, value in (("dp_size", self.dp), ("mp_size", self.mp), ("sp_size", self.sp)):
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            require(whole and 1 <= value <= 1024, name, value, "a whole number from 1 to 1024")
+        for axis in ("dp", "mp", "sp"):
+            value = getattr(self, axis)
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            require(whole and 1 <= value <= 1024, f"{axis}_size", value, "a whole number from 1 to 1024")
+            object.__setattr__(self, axis, int(value))  # numpy's have other names in messages and files
         require(self.transport in TRANSPORTS, "transport", self.transport, " or ".join(TRANSPORTS))
 
     @property

@@ -116,6 +116,11 @@ def test_numpy_numbers_are_numbers(pipe: SD3Pipeline) -> None:
     assert np.abs(latents - golden).max() / golden.std() < tolerances.PIPELINE
 
 
+def test_numpy_sizes_of_a_mesh_are_numbers() -> None:
+    parallel = ParallelConfig(dp=np.int64(2), mp=np.int32(3))
+    assert repr(parallel) == "ParallelConfig(dp=2, mp=3, sp=1, transport='auto')" and parallel.world == 6
+
+
 def test_latents_from_outside_replace_the_noise(pipe: SD3Pipeline) -> None:
     given = pipe(output_type="latent", latents=noise((1, 16, 8, 10), 0), **(arguments(CASES["one"]) | dict(seed=99)))
     golden = GOLDEN["one/latents"]
