@@ -149,6 +149,7 @@ class Watchdog:
                 return
             self._over.set()
         threading.Thread(target=_exit_later, daemon=True).start()  # a log that blocks must not keep a rank alive
+        self._guard.rest()
         self._watch.spread(news)
         log.critical("%s", news.reason)
         os._exit(EXIT_CODE)  # the main thread may be in a collective that never returns
