@@ -158,10 +158,22 @@ def test_startup_reads_what_the_command_prints() -> None:
         startup.seconds_of(text.replace("decode", "other"))
 
 
-def test_startup_runs_the_command(tmp_path: Path) -> None:
-    row = startup.run("tiny", 64, 1, tmp_path, tmp_path / "cache")
-    assert 0 < row["imports_s"] < row["file_s"] <= row["process_s"]
-    assert row["steps"] == 1
+def test_startup_runs_the_command() -> None:
+    rows: list[dict] = []
+    found = startup.measure(["--random_weights", "tiny"], startup.Request(64, 1, 2), 1, rows.append)
+    assert found == rows and len(rows) == 6
+    assert [row["start"] for row in rows[::2]] == ["cold", "warm", "warm, one step"]
+    assert [row["engine"] for row in rows] == 3 * ["eager", "static"]
+    assert [row["steps"] for row in rows] == [2, 2, 2, 2, 1, 1]
+    for row in rows:
+        assert 0 < row["imports_s"] < row["file_s"] <= row["process_s"] and row["cpu_s"] > 0
+    assert len(startup.shown(rows)) == 7
+
+
+def test_startup_takes_medians() -> None:
+    rows = [{"engine": "eager", **{f"{name}_s": float(value) for name in startup.SECONDS}} for value in (4, 1, 2)]
+    found = startup.median(rows)
+    assert (found["file_s"], found["cpu_s"], found["repeats"], found["spread"]) == (2, 2, 3, 1)
 
 
 def test_parity_cases_hold_what_is_asked_for() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sd3par.config import ParallelConfig
 from sd3par.weights import ModelFiles, open_model
 from sd3par.weights.manifest import Limits
+
+if TYPE_CHECKING:
+    from sd3par.static.program import Program
 
 LIMITS = Limits(side=256, images=4, text=128)
 _BASE: dict[str, Any] = dict(num_inference_steps=2, seed=3, progress=False, output_type="latent")
@@ -54,6 +57,23 @@ def files(trained: bool) -> ModelFiles:
     from tests.pipeline_cases import random_files
 
     return open_model("tiny") if trained else random_files()
+
+
+def loaded(program: Path) -> Program:
+    """Returns a program with the parameters that lie beside it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from sd3par.static.parameters import Parameters
+    from sd3par.static.program import Program
+    from sd3par.weights.manifest import described
+
+    found, path = Program(program), program.with_suffix(".pdiparams")
+    if not path.exists():  # it has none
+        return found
+    digests = described(path.parent, [path.name])[path.name]["sha256"]
+    with ThreadPoolExecutor() as pool:
+        found.fill(Parameters(path, digests, pool, len(digests)).tensors())
+    return found
 
 
 def name_of(parallel: ParallelConfig) -> str:
