@@ -8,8 +8,9 @@ from sd3par.config import ModelConfig, parse_config
 from sd3par.device import Device
 from sd3par.errors import CheckpointError
 from sd3par.mesh import Mesh
-from sd3par.static.parameters import Reader
+from sd3par.static.parameters import tensors
 from sd3par.static.program import Program
+from sd3par.static.reader import Reader, parameters_of
 from sd3par.static.text import load_static_text
 from sd3par.static.transformer import StaticTransformer
 from sd3par.static.vae import StaticVAE
@@ -41,9 +42,11 @@ class Programs:
             name: manifest.programs[name][rank] for name in names if name in manifest.programs
         }
         self._loaded: list[tuple[Program, str]] = []
-        pairs = [pair for pair in self._mine.values() if pair is not None]
-        programs, parameters = ([pair[place] for pair in pairs] for place in (0, 1))
-        self._reader = Reader(export.folder, manifest, parameters)
+        reader = export.reader
+        if reader is None or reader.manifest != manifest:
+            reader = Reader(export.folder, manifest, parameters_of(manifest, rank, names))
+        self._reader = reader
+        programs = {pair[0] for pair in self._mine.values() if pair is not None}
         try:
             check({*programs, *manifest.operators}, export.folder, manifest)  # before any of their code runs
             if manifest.operators:
@@ -81,7 +84,7 @@ class Programs:
             CheckpointError: a file is not what was exported.
         """
         for program, parameters in self._loaded:
-            program.fill(self._reader.files[parameters].tensors())
+            program.fill(tensors(self._reader, parameters))
 
     def close(self) -> None:
         """Ends what still reads."""
@@ -101,7 +104,7 @@ def load_parts(
         CheckpointError: a file is not what was exported.
     """
     texts = [name for name in TEXT if getattr(files, name) is not None]
-    programs = Programs(export, mesh.world.rank, (*TRANSFORMER, *VAE, *texts))
+    programs = Programs(export, mesh.world.rank, (*TRANSFORMER, *texts, *VAE))
     with closing(programs):
         loaded = _loaded(files, programs, device.dtype, mesh, export.manifest.transport)
         programs.fill()

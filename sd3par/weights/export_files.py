@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paddle
 
@@ -13,6 +13,9 @@ from sd3par.config import ParallelConfig
 from sd3par.errors import CheckpointError
 from sd3par.weights.fill import Component
 from sd3par.weights.manifest import EXPORT, MANIFEST, Manifest
+
+if TYPE_CHECKING:
+    from sd3par.static.reader import Reader
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +45,11 @@ def is_export(path: object) -> bool:
 
 @dataclass(frozen=True)
 class Export:
-    """An exported folder whose files are all there."""
+    """An exported folder whose files are all there. reader: what reads it already, for one model."""
 
     folder: Path
     manifest: Manifest
+    reader: Reader | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Export:
@@ -60,6 +64,10 @@ class Export:
         if manifest.paddle != paddle.__version__:
             log.warning("%s was exported with Paddle %s, this is %s", folder, manifest.paddle, paddle.__version__)
         return cls(folder, manifest)
+
+    def read_by(self, reader: Reader | None) -> Export:
+        """Returns it with a reader."""
+        return replace(self, reader=reader)
 
     def check(self, parallel: ParallelConfig, kind: str, dtype: str) -> None:
         """Raises ConfigError unless it is for a mesh and a kind of device; dtype: what was asked for, or auto."""

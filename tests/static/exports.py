@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,18 +63,16 @@ def files(trained: bool) -> ModelFiles:
 
 def loaded(program: Path) -> Program:
     """Returns a program with the parameters that lie beside it."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from sd3par.static.parameters import Parameters
+    from sd3par.static.parameters import tensors
     from sd3par.static.program import Program
+    from sd3par.static.reader import Reader
     from sd3par.weights.manifest import described
 
-    found, path = Program(program), program.with_suffix(".pdiparams")
-    if not path.exists():  # it has none
-        return found
-    digests = described(path.parent, [path.name])[path.name]["sha256"]
-    with ThreadPoolExecutor() as pool:
-        found.fill(Parameters(path, digests, pool, len(digests)).tensors())
+    found, name = Program(program), program.with_suffix(".pdiparams").name
+    if (program.parent / name).exists():  # else it has none
+        manifest: Any = SimpleNamespace(files=described(program.parent, [name]), target="cpu")
+        with closing(Reader(program.parent, manifest, [name])) as reader:
+            found.fill(tensors(reader, name))
     return found
 
 
