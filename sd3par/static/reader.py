@@ -133,15 +133,15 @@ def begin(model: str, rank: int, text_encoder_3: bool = True) -> Reader | None:
 
     Returns None where the model is no export, or something is wrong with it: who opens it says what.
     """
-    folder = Path(model).expanduser()
     names = [name for name in PROGRAMS if text_encoder_3 or name != "text_encoder_3"]
     try:
+        folder = Path(model).expanduser()
         if not (folder / MANIFEST).is_file():
             return None
         manifest = Manifest.read(folder)
         manifest.check_present(folder)
         return Reader(folder, manifest, parameters_of(manifest, rank, names))
-    except (OSError, CheckpointError, LookupError, TypeError, ValueError):
+    except (OSError, CheckpointError, LookupError, RuntimeError, TypeError, ValueError):  # what no path can be, too
         return None
 
 

@@ -134,7 +134,8 @@ def test_no_more_is_read_ahead_than_asked_for(
 
 def test_begun_where_there_is_an_export(tmp_path: Path) -> None:
     folder = exports.write(tmp_path / "export")
-    assert reader.begin("tiny", 0) is None and reader.begin(str(tmp_path), 0) is None
+    for model in ("tiny", str(tmp_path), "", "~nobody-of-this-name", "a\0b", 4000 * "a"):
+        assert reader.begin(model, 0) is None
     assert reader.begin(str(folder), 1) is None  # of two processes, which whoever opens it refuses
     found = reader.begin(str(folder), 0, text_encoder_3=False)
     assert found is not None
