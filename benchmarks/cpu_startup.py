@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from safetensors.numpy import save_file
@@ -41,12 +42,14 @@ def main() -> None:
     """Measures all starts and appends a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--repeats", type=int, default=7, help="of each warm start")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--quiet_s", type=float, default=0.0, help="for so long, disturbed starts are repeated")
+    options = parser.parse_args()
     run = Run(startup.NAME, "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         model = ["--model", str(checkpoint(Path(scratch) / "wide"))]
         request = startup.Request(size=64, tokens=1, steps=4)
-        rows = startup.measure(model, request, repeats, lambda row: run.add(who="sd3par", model="tiny, 1.2 GB", **row))
+        add = partial(run.add, who="sd3par", model="tiny, 1.2 GB")
+        rows = startup.measure(model, request, options.repeats, lambda row: add(**row), options.quiet_s)
     print(table(startup.shown(rows)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shlex
 import statistics
 import subprocess
@@ -13,16 +12,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sd3par.config import require
 from sd3par.launch import endings, record
+from sd3par.launch.bench.quiet import MOST, Quiet, children_s
 from sd3par.launch.bench.runner import Files
 from sd3par.launch.endings import Place
 from sd3par.launch.flags import DEFAULT_MODEL, RANDOM_MODELS
 from sd3par.launch.flags import Group as Flags
-from sd3par.launch.parser import Parser, one_of, whole
+from sd3par.launch.parser import Parser, number, one_of, whole
 from sd3par.launch.report import table
 
 Row = dict[str, Any]
@@ -67,39 +68,44 @@ def run(flags: Sequence[str], folder: Path, cache: Path) -> Row:
     process to the file, to its end, of each part, and of the cores."""
     from sd3par.images import read_metadata
 
-    output, before = folder / f"{time.time_ns()}.png", _cpu_s()
+    output, before = folder / f"{time.time_ns()}.png", children_s()
     begin = time.time()
     report = _command("generate", PROMPT, *flags, "--output", str(output), env={"TRITON_CACHE_DIR": str(cache)})
     end = time.time()
     file_s, parts = output.stat().st_mtime - begin, seconds_of(report)
-    row = {"file_s": file_s, "process_s": end - begin, "cpu_s": _cpu_s() - before}
+    row = {"file_s": file_s, "process_s": end - begin, "cpu_s": children_s() - before}
     row |= {"imports_s": file_s - sum(parts.values())} | {f"{name}_s": seconds for name, seconds in parts.items()}
     return {"engine": read_metadata(output)["engine"], **row}
 
 
-def starts(models: Sequence[Sequence[str]], request: Request, repeats: int, folder: Path) -> Iterator[Row]:
+def starts(
+    models: Sequence[Sequence[str]], request: Request, repeats: int, quiet_s: float, folder: Path
+) -> Iterator[Row]:
     """Yields a row for every kind of start of every model; they take turns.
 
     Args:
         models: flags that name one.
         repeats: of warm starts; each model has one cold one before.
+        quiet_s: for how long starts are made again during which others used the machine.
     """
-    pairs = [(model, folder / f"triton{index}") for index, model in enumerate(models)]
+    pairs, quiet = [(model, folder / f"triton{index}") for index, model in enumerate(models)], Quiet(quiet_s)
     for kind, steps, times in (
-        ("cold", request.steps, 1),
-        ("warm", request.steps, repeats),
-        ("warm, one step", 1, repeats),
-    ):
+        ("cold", request.steps, 1), ("warm", request.steps, repeats), ("warm, one step", 1, repeats),
+    ):  # fmt: skip
         flags = replace(request, steps=steps).flags
-        found = [[run([*model, *flags], folder, cache) for model, cache in pairs] for _ in range(times)]
+        found = [
+            [quiet.measure(partial(run, [*model, *flags], folder, cache)) for model, cache in pairs]
+            for _ in range(times)
+        ]
         yield from ({"start": kind, "steps": steps, **median(rows)} for rows in zip(*found, strict=True))
 
 
 def median(rows: Sequence[Row]) -> Row:
-    """Returns the medians of several runs; the spread is of `file_s`."""
+    """Returns the medians of several runs; the spread is of `file_s`, `others` the most of all."""
     row: Row = {f"{name}_s": statistics.median(row[f"{name}_s"] for row in rows) for name in SECONDS}
     spread = max(row["file_s"] for row in rows) / row["file_s"] - 1
-    return {"engine": rows[0]["engine"], **row, "repeats": len(rows), "spread": spread}
+    others = max(row["others"] for row in rows)
+    return {"engine": rows[0]["engine"], **row, "repeats": len(rows), "spread": spread, "others": others}
 
 
 def exported(model: Sequence[str], folder: Path) -> list[str]:
@@ -110,10 +116,11 @@ def exported(model: Sequence[str], folder: Path) -> list[str]:
 
 def shown(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Returns rows as lines of a table, the heading first."""
-    lines = [("start", "engine", *(f"{name} s" for name in SECONDS), "spread")]
+    lines = [("start", "engine", *(f"{name} s" for name in SECONDS), "spread", "others' cores")]
     for row in rows:
         cells = (f"{row[f'{name}_s']:.2f}" for name in SECONDS)
-        lines.append((row["start"], row["engine"], *cells, f"{100 * row['spread']:.0f} % of {row['repeats']}"))
+        spread, others = f"{100 * row['spread']:.0f} % of {row['repeats']}", f"{row['others']:.2f}"
+        lines.append((row["start"], row["engine"], *cells, spread, others))
     return lines
 
 
@@ -132,20 +139,21 @@ def startup(argv: Sequence[str]) -> int:
     def add(row: Row) -> None:
         files.add({**shared, "who": "sd3par", "model": Path(model[1]).name, **row})
 
-    rows = measure(model, request, options.repeats, add, options.no_static)
+    rows = measure(model, request, options.repeats, add, options.quiet_s, options.no_static)
     Place().show(f"{model[1]}, {options.num_inference_steps} steps; run {shared['run_id']}\n{table(shown(rows))}")
     return endings.DONE
 
 
 def measure(
-    model: Sequence[str], request: Request, repeats: int, add: Callable[[Row], None], alone: bool = False
-) -> list[Row]:
+    model: Sequence[str], request: Request, repeats: int, add: Callable[[Row], None], quiet_s: float = 0.0,
+    alone: bool = False,
+) -> list[Row]:  # fmt: skip
     """Returns the rows of a model, and of its export unless it is `alone`; each goes to `add` when it is there."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         models = [list(model)] + ([] if alone else [exported(model, folder / "export")])
-        for row in starts(models, request, repeats, folder):
+        for row in starts(models, request, repeats, quiet_s, folder):
             rows.append({"images": 1, **row})
             add(rows[-1])
     return rows
@@ -164,6 +172,8 @@ def _parser() -> Parser:
     what.value("num_inference_steps", "N", "denoise steps", whole, 28)
     what.value("max_sequence_length", "N", "tokens that T5 reads", whole, 256)
     what.value("repeats", "N", "of each warm start", whole, 1)
+    what.value("quiet_s", "SECONDS", f"for so long, starts beside which others took more than {MOST:g} of a core are "
+               "made again", number, 0.0)  # fmt: skip
     add_result_flags(parser, NAME)
     return parser
 
@@ -175,9 +185,3 @@ def _command(*words: str, env: dict[str, str] | None = None) -> str:
     if done.returncode:
         raise RuntimeError(f"sd3par {words[0]}: exit code {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
-
-
-def _cpu_s() -> float:
-    """Returns the seconds that ended children of this process worked."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
