@@ -30,7 +30,7 @@ _WORDS_S = 3.0  # how long after its rank, and with it the launcher, has ended a
 # What Paddle writes into every log, and nobody wants to read.
 _NOISE = re.compile(rb"=+( Modified FLAGS detected =+)?\s*$|FLAGS\(name=|[IW]\d{4} \d\d:\d\d")
 
-_WORDS = re.compile(r"^sd3par: error: \[rank (\d+)\] (.+)$", re.MULTILINE)
+_WORDS = re.compile(r"sd3par: error: \[rank (\d+)\] (.+)$", re.MULTILINE)
 
 
 def spawn(job: Job) -> int:

@@ -149,9 +149,9 @@ class Watchdog:
                 return
             self._over.set()
         threading.Thread(target=_exit_later, daemon=True).start()  # a log that blocks must not keep a rank alive
-        self._guard.rest()
         self._watch.spread(news)
         log.critical("%s", news.reason)
+        self._guard.rest()
         os._exit(EXIT_CODE)  # the main thread may be in a collective that never returns
 
 
