@@ -83,7 +83,10 @@ class Place:
             self.say(reason)
         else:
             ending = json.dumps({"rank": self.rank, "code": code, "reason": reason})
-            (self.run_dir / f"ending.{self.rank}.json").write_text(ending, encoding="ascii")
+            whole = self.run_dir / f"ending.{self.rank}.json"
+            part = whole.with_suffix(".part")  # who reads while this process writes, or is killed, finds all or nothing
+            part.write_text(ending, encoding="ascii")
+            part.replace(whole)
         return code
 
 

@@ -19,6 +19,7 @@ from sd3par.launch.sizes import with_sizes
 if TYPE_CHECKING:
     from sd3par.device import Device
     from sd3par.inputs import Inputs
+    from sd3par.static.reader import Reader
     from sd3par.weights import ModelFiles
 
 MAX_PROMPTS, MAX_PROMPTS_BYTES = 10_000, 10_000_000
@@ -27,12 +28,16 @@ MAX_REPEATS = 1000
 
 @dataclass(frozen=True)
 class Job:
-    """Requests to render one after another, and the files that they become, all of the first request first."""
+    """Requests to render one after another, and the files that they become, all of the first request first.
+
+    reader: what reads the model already.
+    """
 
     options: Namespace
     parallel: ParallelConfig
     requests: tuple[GenerationRequest, ...]
     outputs: tuple[Path, ...]
+    reader: Reader | None = None
 
     @classmethod
     def of(cls, options: Namespace, world: int | None = None) -> Job:
@@ -78,6 +83,7 @@ class Job:
         target = engine.choose_device(files, options.dtype, options.device)
         if files.export is not None:
             files.export.manifest.check_mesh(self.parallel)
+            files = dataclasses.replace(files, export=files.export.read_by(self.reader))
         return files, target
 
     def check(self, writes: bool) -> Job:

@@ -50,8 +50,8 @@ def load(job: Job) -> SD3Pipeline:
 
     options = job.options
     return SD3Pipeline.from_pretrained(
-        job.model, options.dtype, job.parallel, options.engine, text_encoder_3=not options.no_t5,
-        tokenizers=options.tokenizers, device=options.device, rank_timeout_s=options.rank_timeout_s,
+        job.open()[0], options.dtype, job.parallel, options.engine, device=options.device,
+        rank_timeout_s=options.rank_timeout_s,
     )  # fmt: skip
 
 

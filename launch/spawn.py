@@ -26,10 +26,11 @@ from sd3par.launch.job import Job
 
 SCRIPT = Path(__file__).with_name("text_to_image.py")
 POLL_S, _GRACE_S = 0.1, 6.0
+_WORDS_S = 3.0  # how long after its rank, and with it the launcher, has ended a guard may look for the reason
 # What Paddle writes into every log, and nobody wants to read.
 _NOISE = re.compile(rb"=+( Modified FLAGS detected =+)?\s*$|FLAGS\(name=|[IW]\d{4} \d\d:\d\d")
 
-_WORDS = re.compile(r"^sd3par: error: \[rank (\d+)\] (.+)$", re.MULTILINE)
+_WORDS = re.compile(r"sd3par: error: \[rank (\d+)\] (.+)$", re.MULTILINE)
 
 
 def spawn(job: Job) -> int:
@@ -199,11 +200,18 @@ def failure(code: int, folder: Path) -> dict[str, Any]:
     for pattern in ("envlog.*", "backup_env.*", "*.log"):  # they hold the environment, with all that is secret in it
         for file in (folder / "log").glob(pattern):
             file.unlink()
-    ending = first_cause(
-        [json.loads(path.read_text(encoding="ascii")) for path in sorted(folder.glob("ending.*.json"))]
-    )
+    deadline, ending = time.monotonic() + _WORDS_S, _explained(folder)
+    while ending is None and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        ending = _explained(folder)
     reason = f"a process ended without saying why; exit code of Paddle's launcher: {code}"
-    return ending or last_words(folder / "log") or {"rank": 0, "code": endings.RANK_FAILURE, "reason": reason}
+    return ending or {"rank": 0, "code": endings.RANK_FAILURE, "reason": reason}
+
+
+def _explained(folder: Path) -> dict[str, Any] | None:
+    """Returns how the rank ended that was the cause, as it says itself or its guard does; None if nobody has yet."""
+    found = [json.loads(path.read_text(encoding="ascii")) for path in sorted(folder.glob("ending.*.json"))]
+    return first_cause(found) or last_words(folder / "log")
 
 
 def last_words(logs: Path) -> dict[str, Any] | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from sd3par.launch import endings
 from sd3par.launch.endings import Place
 from sd3par.launch.flags import DEFAULT_PROMPT, render_parser
 from sd3par.launch.job import Job
 from sd3par.plan import check_world
+from sd3par.static.reader import begin
 
 PROG = "text_to_image.py"
 DESCRIPTION = """\
@@ -53,15 +56,27 @@ def attach(place: Place) -> None:
 
 
 def _work(job: Job, place: Place) -> int:
-    with place.door():
-        job = job.check(writes=place.rank == 0)
-    endings.prepare(place)
-    from sd3par.launch.render import render
+    with _reading(job, place) as job:
+        with place.door():
+            job = job.check(writes=place.rank == 0)
+        endings.prepare(place)
+        from sd3par.launch.render import render
 
-    report = render(job)
+        report = render(job)
     if place.rank == 0 and (job.options.benchmark is not None or not job.options.quiet):
         place.show(report)
     return endings.DONE
+
+
+@contextmanager
+def _reading(job: Job, place: Place) -> Iterator[Job]:
+    """Yields a job whose model, if it is an exported one, is read while Paddle is imported."""
+    reader = begin(job.model, place.rank, text_encoder_3=not job.options.no_t5)
+    try:
+        yield dataclasses.replace(job, reader=reader)
+    finally:
+        if reader is not None:
+            reader.close()
 
 
 def _end_with_stdin() -> None:

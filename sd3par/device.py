@@ -157,6 +157,12 @@ def synchronize() -> None:
         paddle.device.synchronize()
 
 
+def on_device(x: paddle.Tensor) -> paddle.Tensor:
+    """Returns `x: [...]` on the current device."""
+    place = paddle.framework._current_expected_place_()
+    return x._copy_to(place, True) if x.place.is_cpu_place() and not place.is_cpu_place() else x
+
+
 def release_idle_memory() -> None:
     """Gives back what Paddle holds of the current device without using it; nothing on the CPU."""
     if current().startswith("gpu"):

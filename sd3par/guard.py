@@ -4,6 +4,9 @@ A call that waits for the device with Python's lock held stops all threads of a 
 `CUDAGraph.replay`, `to_tensor` and `item` do (3.3.1), and a replay waits where others fill the device's queue: on H200
 a rank whose peer was killed in the loop still stood there a minute later. The guard hears nothing from its rank then,
 listens in its place, and ends it.
+
+A rank that a signal ends cannot say so, and one that aborts cannot say why: where gloo loses a rank in the middle of an
+exported program, Paddle ends the process with an exception that nothing catches (3.3.1). Their guards say it.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sd3par.heartbeat import Kind, Line, Process
 from sd3par.watch import BEAT_S, News, Peer, Watch
 
 DEAF = 0.25  # of the time for which a rank may be silent: after so long without a sign the guard takes its place
+NEWS_S = 2.0  # how long the guard of a rank that aborted looks for the reason
 END_S = 15.0  # at most, for the end of a rank, which waits for ever for a device that does
 _BEAT, _REST, _END = b".", b"-", b"!"
 
@@ -95,12 +100,19 @@ class _Ward:
         begin = time.monotonic()
         if select.select([self._signs], [], [], wait_s)[0]:
             signs = os.read(self._signs, 4096)
-            self._last, self._heard = signs[-1:], time.monotonic()
+            self._last, self._heard = signs[-1:] or self._last, time.monotonic()
             return bool(signs)
         late_s, process = time.monotonic() - begin - wait_s, Process.look(self.pid)
         if late_s > self._deaf_s or process.stopped:  # the others see that it is stopped
             self._heard = time.monotonic()
         return not process.dead
+
+    def ended(self) -> Process | None:
+        """Returns the process that has ended, None where it had said before that it would."""
+        deadline = time.monotonic() + 1.0  # its files are closed a little before it is dead
+        while not (process := Process.look(self.pid)).dead and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return process if self._last == _BEAT else None
 
     @property
     def deaf(self) -> bool:
@@ -119,7 +131,7 @@ class _Ward:
 
 
 def guard(signs: int) -> str:
-    """Guards the rank that writes to `signs`, until it has ended; returns why it was killed, "" if it was not."""
+    """Guards the rank that writes to `signs`, until it has ended; returns why, "" if it could say so itself."""
     about = json.loads(_first_line(signs))
     line = Line.of(about["line"], about["rank"], bytes.fromhex(about["key"]))
     ward = _Ward(about["pid"], signs, about["timeout_s"])
@@ -127,13 +139,35 @@ def guard(signs: int) -> str:
         if ward.stuck:
             ward.kill()
         if ward.deaf:
-            now = time.monotonic()  # who was heard before is not known: the time of silence begins
-            peers = [Peer(rank, tuple(address), pid, born, now) for rank, address, pid, born in about["peers"]]
-            news = _look_out(ward, Watch(line, peers, about["timeout_s"]))
+            news = _look_out(ward, _watch(about, line))
             if news is not None:
                 ward.kill()
                 return f"[rank {about['rank']}] {news.reason}"
-    return ""
+    process = ward.ended()
+    news = None if process is None else _last_words(about["rank"], process, _watch(about, line))
+    return "" if news is None else f"[rank {about['rank']}] {news.reason}"
+
+
+def _watch(about: dict[str, Any], line: Line) -> Watch:
+    """Returns what a guard watches the other ranks with; the time of silence begins now."""
+    now = time.monotonic()
+    peers = [Peer(rank, tuple(address), pid, born, now) for rank, address, pid, born in about["peers"]]
+    return Watch(line, peers, about["timeout_s"])
+
+
+def _last_words(rank: int, process: Process, watch: Watch) -> News | None:
+    """Returns why a rank ended in the middle of its work, None where that is not known; tells the others."""
+    news = None
+    if process.killed_by and not process.aborted:
+        news = News(f"rank {rank} (pid {process.pid}) {process.how_it_ended()}")
+    elif process.aborted or not process.state:  # perhaps because of another rank; the launcher may have been here first
+        deadline = time.monotonic() + NEWS_S
+        while time.monotonic() < deadline and (news is None or news.doubt):
+            news = watch.look()
+    if news is None or news.doubt == 2:  # of two that aborted nobody knows which was the first
+        return None
+    watch.spread(news)
+    return news
 
 
 def _look_out(ward: _Ward, watch: Watch) -> News | None:

@@ -150,14 +150,23 @@ class Process:
         """Whether a signal or a debugger has stopped it."""
         return self.state in ("T", "t")
 
+    @property
+    def killed_by(self) -> int:
+        """The number of the signal that ended it; 0 where it ended otherwise, or the kernel does not say any more."""
+        return self.status & 0x7F if self.state == "Z" else 0
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it ended itself, as C++ does with an exception that nothing catches."""
+        return self.killed_by == signal.SIGABRT
+
     def how_it_ended(self) -> str:
         """Returns how a dead process ended, as far as the kernel still says."""
-        number = self.status & 0x7F
-        if self.state != "Z" or not number:
+        if not self.killed_by:
             return "ended without a word"
-        known = number in list(signal.Signals)  # not real-time ones, but the first and the last
-        name = signal.Signals(number).name if known else f"signal {number}"
-        return f"was killed by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+        known = self.killed_by in list(signal.Signals)  # not real-time ones, but the first and the last
+        name = signal.Signals(self.killed_by).name if known else f"signal {self.killed_by}"
+        return f"was killed by {name}" + (" (out of memory?)" if self.killed_by == signal.SIGKILL else "")
 
 
 def machine() -> int:

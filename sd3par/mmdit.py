@@ -28,7 +28,8 @@ from sd3par.ranges import span
 from sd3par.routes import Routes, routes_for
 from sd3par.sums import Branch, GatedBranches
 from sd3par.watchdog import connect
-from sd3par.weights import Component, fill, open_transformer
+from sd3par.weights import open_transformer
+from sd3par.weights.fill import Component, fill
 
 
 class Residual(NamedTuple):

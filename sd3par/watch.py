@@ -32,11 +32,15 @@ class Peer:
 
 
 class News(NamedTuple):
-    """Why no rank can go on. tell: whether the others may not know. kill: a process that does not end by itself."""
+    """Why no rank can go on. tell: whether the others may not know. kill: a process that does not end by itself.
+
+    doubt: that it is the cause: 1 where nobody knows how a rank ended, 2 where it aborted, perhaps because of another.
+    """
 
     reason: str
     tell: bool = True
     kill: int | None = None
+    doubt: int = 0
 
 
 class Watch:
@@ -58,9 +62,8 @@ class Watch:
         now = time.monotonic()
         self._forgive(now - self._last - _TICK_S)
         self._last = now
-        for peer in self.peers:
-            news = news or self._check(peer)
-        return news
+        found = [one for one in [news, *map(self._check, self.peers)] if one is not None]
+        return min(found, key=lambda one: one.doubt, default=None)
 
     def tell(self, kind: Kind, reason: str = "") -> None:
         """Tells every peer; what matters goes three times, as UDP may lose it."""
@@ -107,7 +110,8 @@ class Watch:
         if words is not None or peer.left:
             return words
         if process is not None and dead:
-            return News(f"{peer} {process.how_it_ended()}")
+            doubt = 2 if process.aborted else 0 if process.killed_by else 1
+            return News(f"{peer} {process.how_it_ended()}", doubt=doubt)
         if not self._silent(peer):
             return None
         stopped = ": it is stopped" if process is not None and process.stopped else ""

@@ -186,6 +186,7 @@ class Watchdog:
         threading.Thread(target=_exit_later, daemon=True).start()  # a log that blocks must not keep a rank alive
         self._watch.spread(news)
         log.critical("%s", news.reason)
+        self._guard.rest()
         os._exit(EXIT_CODE)  # the main thread may be in a collective that never returns
 
 

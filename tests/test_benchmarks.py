@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import paddle
@@ -16,7 +17,7 @@ from sd3par.device import Device
 from sd3par.graph import StepGraphs
 from sd3par.launch import report
 from sd3par.launch.bench import kernels as kernels_of
-from sd3par.launch.bench import startup
+from sd3par.launch.bench import quiet, startup
 from sd3par.launch.bench.clock import Ceilings, Timer
 from sd3par.launch.bench.steps import Loop
 from sd3par.launch.bench.swap import names, references, swapped
@@ -158,10 +159,39 @@ def test_startup_reads_what_the_command_prints() -> None:
         startup.seconds_of(text.replace("decode", "other"))
 
 
-def test_startup_runs_the_command(tmp_path: Path) -> None:
-    row = startup.run("tiny", 64, 1, tmp_path, tmp_path / "cache")
-    assert 0 < row["imports_s"] < row["file_s"] <= row["process_s"]
-    assert row["steps"] == 1
+def test_startup_runs_the_command() -> None:
+    rows: list[dict] = []
+    found = startup.measure(["--random_weights", "tiny"], startup.Request(64, 1, 2), 1, rows.append)
+    assert found == rows and len(rows) == 6
+    assert [row["start"] for row in rows[::2]] == ["cold", "warm", "warm, one step"]
+    assert [row["engine"] for row in rows] == 3 * ["eager", "static"]
+    assert [row["steps"] for row in rows] == [2, 2, 2, 2, 1, 1]
+    for row in rows:
+        assert 0 < row["imports_s"] < row["file_s"] <= row["process_s"] and row["cpu_s"] > 0
+    assert len(startup.shown(rows)) == 7
+
+
+def test_what_others_disturb_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.5, 0.05, 0.2, 0.0, 0.1])  # waits, goes, is disturbed, goes, is not
+    monkeypatch.setattr(quiet, "_others", lambda work: (next(shares), work()))
+    monkeypatch.setattr(quiet, "_LOOK_S", 0.0)
+    made: list[dict] = []
+    found = quiet.Quiet(100.0).measure(lambda: made.append({"file_s": len(made)}) or made[-1])
+    assert (len(made), found) == (2, {"file_s": 1, "others": 0.1})
+    monkeypatch.setattr(quiet, "_others", lambda work: (0.9, work()))
+    assert quiet.Quiet(0.0).measure(lambda: {"file_s": 3}) == {"file_s": 3, "others": 0.9}
+
+
+def test_others_are_not_this_process() -> None:
+    assert quiet._others(lambda: sum(range(20_000_000)))[0] < os.cpu_count() - 0.5
+    assert quiet._busy_s() > 1
+
+
+def test_startup_takes_medians() -> None:
+    rows = [{"engine": "eager", "others": 0.0, **{f"{name}_s": float(value) for name in startup.SECONDS}}
+            for value in (4, 1, 2)]  # fmt: skip
+    found = startup.median(rows)
+    assert (found["file_s"], found["cpu_s"], found["repeats"], found["spread"]) == (2, 2, 3, 1)
 
 
 def test_parity_cases_hold_what_is_asked_for() -> None:

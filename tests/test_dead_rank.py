@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from sd3par.config import ParallelConfig
 from sd3par.heartbeat import Process
 from sd3par.watchdog import EXIT_CODE
 from tests.ranks import ROOT
+from tests.static import exports
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +27,18 @@ WORLD, STEPS = 4, 1000
 TIMEOUT_S = 4.0  # of silence; the default is 20 s
 PROMISE_S = 60.0
 FLAGS = ["--dp_size", "2", "--mp_size", "2", "--num_inference_steps", str(STEPS), "--rank_timeout_s", str(TIMEOUT_S)]
+HOW = r"(was killed by SIGKILL \(out of memory\?\)|ended without a word)"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns what exports the bundled model for two processes of an axis."""
+
+    def export(axis: str) -> Path:
+        folder = tmp_path_factory.mktemp("export") / axis
+        return exports.write(folder, ParallelConfig(**{axis: 2}))
+
+    return functools.cache(export)
 
 
 @contextmanager
@@ -93,8 +108,7 @@ def test_killed_rank_of_the_command(tmp_path: Path) -> None:
         assert all_gone(list(pids.values()), 1)
     assert code == EXIT_CODE
     last = (tmp_path / "err").read_text().splitlines()[-1]
-    how = r"(was killed by SIGKILL \(out of memory\?\)|ended without a word)"
-    found = re.fullmatch(rf"sd3par: error: (\[rank \d\] )?rank 2 \(pid {pids[2]}\) {how}; logs: (\S+)", last)
+    found = re.fullmatch(rf"sd3par: error: (\[rank \d\] )?rank 2 \(pid {pids[2]}\) {HOW}; logs: (\S+)", last)
     assert found, last
     assert (Path(found[3]) / "log" / "workerlog.3").exists()
     assert not [
@@ -102,6 +116,27 @@ def test_killed_rank_of_the_command(tmp_path: Path) -> None:
     ]
     assert (tmp_path / "out").read_bytes() == b""
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("axis", ["dp", "mp"])
+def test_killed_rank_of_an_export(axis: str, tmp_path: Path, exported: Callable[[str], Path]) -> None:
+    """gloo ends the other process from within a program; each rank is killed once, and both lines say which."""
+    for victim in (0, 1):
+        (folder := tmp_path / str(victim)).mkdir()
+        words = ["--engine", "static", "--model", str(exported(axis)), f"--{axis}_size", "2", *FLAGS[4:],
+                     "--max_sequence_length", "77"]  # fmt: skip
+        with started(folder, "-m", "sd3par", "generate", "a red circle", *words) as process:
+            wait_for_step(folder / "err", process)
+            pids = ranks(process.pid)
+            os.kill(pids[victim], signal.SIGKILL)
+            code = process.wait(PROMISE_S)
+            assert all_gone(list(pids.values()), 1)
+        assert code == EXIT_CODE
+        last = (folder / "err").read_text().splitlines()[-1]
+        assert re.fullmatch(
+            rf"sd3par: error: (\[rank \d\] )?rank {victim} \(pid {pids[victim]}\) {HOW}; logs: \S+", last
+        )
+        assert list((folder / "work").iterdir()) == []
 
 
 def test_stopped_rank_of_the_launcher(tmp_path: Path) -> None:

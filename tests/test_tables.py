@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
+from sd3par.launch.bench import startup
 
 
 def row(**values: Any) -> dict[str, Any]:
@@ -52,6 +53,19 @@ def test_runs_that_have_cases_in_common_are_compared() -> None:
     assert text.startswith("`--run a b`")  # c has one case
     assert [line[3:] for line in cells(text)[2:]] == [["1.000", "1.000", "+0.0 %"], ["0.500", "0.550", "+10.0 %"]]
     assert tables.agreement(rows[:2]) == tables.MISSING
+
+
+def test_starts() -> None:
+    seconds = {f"{name}_s": 1.0 for name in startup.SECONDS}
+    rows = [{"run_id": run, "bench": "startup", "when": run, "model": "m", "cpu": "c", "engine": engine,
+             "start": "warm", "repeats": 7, "spread": 0.125, "others": 0.0, **seconds, "file_s": 3.0}
+            for run, engine in (("a", "graph"), ("b", "eager"), ("b", "static"))]  # fmt: skip
+    text = tables.starts(rows)
+    assert text.startswith("m; c; run b\n")
+    assert [line[:2] + line[7:8] + line[-2:-1] for line in cells(text)[2:]] == [
+        ["warm", "eager", "3.00", "12 % of 7"], ["warm", "static", "3.00", "12 % of 7"],
+    ]  # fmt: skip
+    assert tables.starts([]) == tables.MISSING
 
 
 def test_page_is_filled_in(tmp_path: Path) -> None:

@@ -119,6 +119,16 @@ def test_the_guard_hears_an_error_of_another_rank(played: Path) -> None:
         assert said(played, "deaf_raised", rank) == f"sd3par: error: [rank {rank}] rank 1: ValueError: the cat ate it\n"
 
 
+def test_the_guards_of_ranks_that_abort(played: Path) -> None:
+    """Each says which rank was the first, that rank's own guard included."""
+    ends = endings(played, "aborted")
+    assert [end["code"] for end in ends] == [-signal.SIGABRT, -signal.SIGKILL, -signal.SIGABRT]
+    for rank in range(WORLD):
+        said_last = said(played, "aborted", rank).splitlines()[-1]
+        reason = f"rank 1 (pid {ends[1]['pid']}) was killed by SIGKILL (out of memory?)"
+        assert said_last == f"sd3par: error: [rank {rank}] {reason}"
+
+
 def test_an_end_that_waits_for_ever(played: Path) -> None:
     assert [end["code"] for end in endings(played, "stuck")] == [0, -signal.SIGKILL, 0]
     assert [said(played, "stuck", rank) for rank in range(WORLD)] == [""] * WORLD
@@ -210,6 +220,7 @@ def test_process_states() -> None:
         child.send_signal(signal.SIGKILL)
         wait_for(lambda: Process.look(child.pid).dead)
         assert Process.look(child.pid).how_it_ended() == "was killed by SIGKILL (out of memory?)"
+        assert (Process.look(child.pid).killed_by, Process.look(child.pid).aborted) == (signal.SIGKILL, False)
     assert Process.look(child.pid).how_it_ended() == "ended without a word"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from sd3par.config import ModelConfig, parse_config
 from sd3par.device import Device
 from sd3par.errors import CheckpointError
 from sd3par.mesh import Mesh
-from sd3par.static import operators
-from sd3par.static.peers import PeerMemory
+from sd3par.static.parameters import tensors
 from sd3par.static.program import Program
+from sd3par.static.reader import Reader, parameters_of
 from sd3par.static.text import load_static_text
 from sd3par.static.transformer import StaticTransformer
 from sd3par.static.vae import StaticVAE
@@ -16,14 +18,14 @@ from sd3par.text import TextEncoders
 from sd3par.vae.config import VAEConfig
 from sd3par.weights import ModelFiles
 from sd3par.weights.export_files import Export
-from sd3par.weights.manifest import EXPORT, Digests
+from sd3par.weights.manifest import EXPORT, check
 
 TRANSFORMER, VAE = ("prepare", "step"), ("decode", "encode")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class Programs:
-    """The programs of one rank; loads them one after the other, while the digests of their parameters are compared.
+    """The programs of one rank; made ready to run while other threads read their parameters and compare digests.
 
     Args:
         export: for this mesh and device, which is the current one.
@@ -39,16 +41,30 @@ class Programs:
         self._mine: dict[str, list[str] | None] = {
             name: manifest.programs[name][rank] for name in names if name in manifest.programs
         }
-        pairs = [pair for pair in self._mine.values() if pair is not None]
-        programs, parameters = ({pair[place] for pair in pairs} for place in (0, 1))
-        Digests(export.folder, manifest, {*programs, *manifest.operators}).finish()  # before any of their code runs
-        self._digests = Digests(export.folder, manifest, parameters)
-        operators.load(export.folder, manifest.operators)
+        self._loaded: list[tuple[Program, str]] = []
+        reader = export.reader
+        if reader is None or reader.manifest != manifest:
+            reader = Reader(export.folder, manifest, parameters_of(manifest, rank, names))
+        self._reader = reader
+        programs = {pair[0] for pair in self._mine.values() if pair is not None}
+        try:
+            check({*programs, *manifest.operators}, export.folder, manifest)  # before any of their code runs
+            if manifest.operators:
+                from sd3par.static import operators  # and with it all kernels, which there are none of on the CPU
+
+                operators.load(export.folder, manifest.operators)
+        except BaseException:
+            self.close()
+            raise
 
     def load(self, name: str) -> Program | None:
-        """Returns a program, None where another rank runs it."""
-        pair, folder = self._mine[name], self._export.folder
-        return None if pair is None else Program(folder / pair[0], folder / pair[1])
+        """Returns a program, which `fill` completes; None where another rank runs it."""
+        pair = self._mine[name]
+        if pair is None:
+            return None
+        program = Program(self._export.folder / pair[0])
+        self._loaded.append((program, pair[1]))
+        return program
 
     def must(self, name: str) -> Program:
         """Returns a program that every rank has.
@@ -61,9 +77,18 @@ class Programs:
             raise CheckpointError(self._export.folder, f"no program {name} for this rank", EXPORT)
         return found
 
-    def finish(self) -> None:
-        """Raises CheckpointError where a file is not what was exported."""
-        self._digests.finish()
+    def fill(self) -> None:
+        """Gives all loaded programs their parameters.
+
+        Raises:
+            CheckpointError: a file is not what was exported.
+        """
+        for program, parameters in self._loaded:
+            program.fill(tensors(self._reader, parameters))
+
+    def close(self) -> None:
+        """Ends what still reads."""
+        self._reader.close()
 
 
 def load_parts(
@@ -73,19 +98,16 @@ def load_parts(
 
     Args:
         files: of the export, as `weights.open_model` gives them; a text encoder that is None there is not loaded.
-        export: for this mesh and device (`Export.check`).
+        export: for this mesh and device (`engine.choose_device` and `choose_mesh` said so).
 
     Raises:
         CheckpointError: a file is not what was exported.
     """
     texts = [name for name in TEXT if getattr(files, name) is not None]
-    programs = Programs(export, mesh.world.rank, (*TRANSFORMER, *VAE, *texts))
-    try:
+    programs = Programs(export, mesh.world.rank, (*TRANSFORMER, *texts, *VAE))
+    with closing(programs):
         loaded = _loaded(files, programs, device.dtype, mesh, export.manifest.transport)
-    except Exception:
-        programs.finish()  # which says why, if the reason is a changed file
-        raise
-    programs.finish()
+        programs.fill()
     return loaded
 
 
@@ -94,7 +116,11 @@ def _loaded(
 ) -> tuple[StaticTransformer, StaticVAE, TextEncoders | None]:
     config = parse_config(ModelConfig, files.transformer.config, files.transformer.where)
     vae = VAEConfig.parse(files.vae.config, files.vae.where)
-    peers = PeerMemory(mesh, config.dim, dtype, bool(config.dual_attention_layers)) if transport == "peer" else None
+    peers = None
+    if transport == "peer":
+        from sd3par.static.peers import PeerMemory
+
+        peers = PeerMemory(mesh, config.dim, dtype, bool(config.dual_attention_layers))
     prepare, step = map(programs.must, TRANSFORMER)
     transformer = StaticTransformer(config, mesh, dtype, prepare, step, peers)
     text = load_static_text(files, programs.load, dtype, mesh)

@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import paddle
 from paddle import Tensor
+from paddle.jit.dy2static.pir_partial_program import PartialProgramLayer
+from paddle.jit.pir_translated_layer import _load_pir_program, _PirProgramHolder
 
 from sd3par.device import current
+from sd3par.errors import CheckpointError
 
 
 class Program:
-    """A program and its parameters on the current device, run by the executor behind `paddle.jit.load`.
+    """A program on the current device, run by the executor behind `paddle.jit.load`; `fill` gives it its parameters.
 
     Takes and returns tensors of that device; the work goes to its stream. No pass rewrites what was traced. Paddle
     Inference runs the same files (launch/static_example.py), but its predictor keeps Python's lock for the whole run,
     so that the watchdog could not beat, and writes each result into the memory of the one before (Paddle 3.3.1).
+    `paddle.jit.load` itself reads parameters by one thread, with that lock held, and copies them twice.
     """
 
-    def __init__(self, program: Path, parameters: Path) -> None:
-        if current() != "cpu":  # by its own threads, what a recording makes would not lie in the recording's memory
-            paddle.set_flags({"FLAGS_enable_pir_in_executor_trace_run": True})
-        self._layer = paddle.jit.load(
-            str(program.parent), model_filename=program.name, params_filename=parameters.name
-        )  # both are in one folder
+    def __init__(self, program: Path) -> None:
+        # By threads of the executor, what a recording makes would not lie in the recording's memory; on the CPU they
+        # wait at a core's cost, and a step of 0.5 s took 0.1 s longer.
+        paddle.set_flags({"FLAGS_enable_pir_in_executor_trace_run": True})
+        self._path, self._parameters = program, list[Tensor]()
+        self._holder = holder = _PirProgramHolder(*_load_pir_program(str(program)))
+        self._layer = PartialProgramLayer(
+            holder.infer_program, holder.input_vars, holder.output_vars, (self._parameters, holder.persistable_vars)
+        )
+        self._layer.training = False
+        self._layer._prepare_attributes()  # what the first run would do else, while others read parameters
+
+    def fill(self, tensors: Iterable[Tensor]) -> None:
+        """Takes the parameters, in the order of their file: that of their names.
+
+        Raises:
+            CheckpointError: there are more, or fewer.
+        """
+        known = self._holder._suffix_varname_dict  # name in this process -> name when it was exported
+        found = list(tensors)
+        if len(found) != len(known):
+            raise CheckpointError(self._path, f"{len(known)} parameters", f"{len(found)}, as its file of them has")
+        places = {name: place for place, name in enumerate(sorted(known.values()))}
+        self._parameters[:] = [found[places[known[name]]] for name in self._holder.persistable_names]
 
     @paddle.no_grad()
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Returns what the program gives for `inputs`; may be recorded."""
         with _recordable():
-            found = self._layer(*(one.contiguous() for one in inputs))
+            found = self._layer([one.contiguous() for one in inputs])
         return list(found) if isinstance(found, (list, tuple)) else [found]
 
 

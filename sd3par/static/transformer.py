@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -14,8 +15,10 @@ from sd3par.config import ModelConfig
 from sd3par.mesh import Mesh
 from sd3par.plan import Rows, Tokens, tokens_for
 from sd3par.static.numbers import join_numbers, places, rows_of, split_numbers
-from sd3par.static.peers import PeerMemory
 from sd3par.static.program import Program
+
+if TYPE_CHECKING:
+    from sd3par.static.peers import PeerMemory
 
 
 class StaticTransformer:

@@ -14,7 +14,7 @@ from sd3par.plan import Source
 from sd3par.text.attention import self_attention
 from sd3par.text.config import CLIP_IGNORED, CLIPTextConfig
 from sd3par.text.place import Place
-from sd3par.weights import Component, fill
+from sd3par.weights.fill import Component, fill
 
 # transformers wrote this end-of-text id into every config before its pull request 24773, whatever the vocabulary.
 LEGACY_EOS = 2

@@ -19,7 +19,7 @@ from sd3par.plan import Share, Source, WeightPlan, runs
 from sd3par.text.attention import self_attention
 from sd3par.text.config import T5_DTYPES, T5_IGNORED, T5Config, buckets_of, relative_buckets
 from sd3par.text.place import Place, t5_place
-from sd3par.weights import Component, fill
+from sd3par.weights.fill import Component, fill
 
 
 class T5Block(nn.Layer):

@@ -15,7 +15,7 @@ from sd3par.mesh import Mesh
 from sd3par.vae.blocks import DownBlock, MidBlock, UpBlock, activated, norm
 from sd3par.vae.config import VAEConfig
 from sd3par.vae.strips import Strips
-from sd3par.weights import Component, fill
+from sd3par.weights.fill import Component, fill
 
 # Tensors that only `encode` needs.
 ENCODER = ("encoder.*", "quant_conv.*")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paddle
 
 from sd3par.errors import CheckpointError
 from sd3par.weights.fill import Component
 from sd3par.weights.manifest import EXPORT, MANIFEST, Manifest
+
+if TYPE_CHECKING:
+    from sd3par.static.reader import Reader
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +42,11 @@ def is_export(path: object) -> bool:
 
 @dataclass(frozen=True)
 class Export:
-    """An exported folder whose files are all there."""
+    """An exported folder whose files are all there. reader: what reads it already, for one model."""
 
     folder: Path
     manifest: Manifest
+    reader: Reader | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Export:
@@ -57,6 +61,10 @@ class Export:
         if manifest.paddle != paddle.__version__:
             log.warning("%s was exported with Paddle %s, this is %s", folder, manifest.paddle, paddle.__version__)
         return cls(folder, manifest)
+
+    def read_by(self, reader: Reader | None) -> Export:
+        """Returns it with a reader."""
+        return replace(self, reader=reader)
 
     def component(self, name: str) -> Component:
         """Returns a part of the model: its config.

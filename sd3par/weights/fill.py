@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import paddle
 from paddle import Tensor, nn
 
+from sd3par.device import on_device
 from sd3par.errors import CheckpointError
-from sd3par.layers import Linear
 from sd3par.plan import Share, Source, same_name, whole
 
 
@@ -97,6 +97,8 @@ def fill(
 
 
 def _targets(model: nn.Layer, source: Callable[[str], Source]) -> Iterator[_Target]:
+    from sd3par.layers import Linear  # and with it all kernels, which an exported model does without
+
     for path, layer in model.named_sublayers(include_self=True):
         for key, parameter in layer._parameters.items():
             if parameter is None:
@@ -142,13 +144,8 @@ def _value(checkpoint: Checkpoint, target: _Target) -> Tensor:
     parameter = target.parameter
     if target.absent:
         return paddle.zeros(parameter.shape, dtype=parameter.dtype)
-    pieces = [_on_device(checkpoint.read(key, index)) for key, index in target.parts()]
+    # On the device joining, casting and transposing take no time worth naming.
+    pieces = [on_device(checkpoint.read(key, index)) for key, index in target.parts()]
     value = pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=0)
     value = value.astype(parameter.dtype)
     return value.t().contiguous() if target.transposed else value
-
-
-def _on_device(x: Tensor) -> Tensor:
-    """Returns `x: [...]` on the current device, where joining, casting and transposing take no time worth naming."""
-    place = paddle.framework._current_expected_place_()
-    return x._copy_to(place, True) if x.place.is_cpu_place() and not place.is_cpu_place() else x

@@ -176,31 +176,30 @@ def _is_file(found: Any) -> bool:
     return keys and type(found["bytes"]) is int and _all_of(found["sha256"], lambda one: isinstance(one, str))
 
 
-class Digests:
-    """Compares files with a manifest while other work goes on, on several cores: hashlib leaves Python's lock alone."""
+def check(names: Iterable[str], folder: Path, manifest: Manifest) -> None:
+    """Compares files with a manifest, on several cores: hashlib leaves Python's lock alone.
 
-    def __init__(self, folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
-        self._pool = ThreadPoolExecutor(THREADS, "sd3par-sha256")
-        self._wanted = [
-            (folder / name, wanted, self._pool.submit(_sha256, folder / name, index))
-            for name in names
-            for index, wanted in enumerate(manifest.files[name]["sha256"])
-        ]
+    Raises:
+        CheckpointError: a file is not what was exported.
+    """
+    blocks = [(folder / name, at, wanted) for name in names for at, wanted in enumerate(manifest.files[name]["sha256"])]
+    try:
+        with ThreadPoolExecutor(THREADS, "sd3par-sha256") as pool:
+            for found, (path, _, wanted) in zip(pool.map(lambda one: _sha256(*one[:2]), blocks), blocks, strict=True):
+                if found != wanted:
+                    raise changed(path, wanted)
+    except OSError as error:
+        raise unreadable(Path(error.filename), error) from None
 
-    def finish(self) -> None:
-        """Waits for the end.
 
-        Raises:
-            CheckpointError: a file is not what was exported.
-        """
-        try:
-            for path, wanted, found in self._wanted:
-                if found.result() != wanted:
-                    raise CheckpointError(path, "changed since it was exported", f"sha256 {wanted}")
-        except OSError as error:
-            raise CheckpointError(error.filename, f"cannot be read ({error.strerror})", EXPORT) from None
-        finally:
-            self._pool.shutdown(cancel_futures=True)
+def changed(path: Path, wanted: str) -> CheckpointError:
+    """Returns the error of a file whose digest is not `wanted`."""
+    return CheckpointError(path, "changed since it was exported", f"sha256 {wanted}")
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Returns the error of a file that cannot be read."""
+    return CheckpointError(path, f"cannot be read ({error.strerror})", EXPORT)
 
 
 def _sha256(path: Path, index: int) -> str:

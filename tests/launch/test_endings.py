@@ -66,6 +66,7 @@ def test_ending_of_a_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == "sd3par: error: [rank 2] reason\n"
     assert Place(2, 4, tmp_path).end(75, "grün\n") == 75
     assert capsys.readouterr().err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["ending.2.json"]
     assert json.loads((tmp_path / "ending.2.json").read_text()) == {"rank": 2, "code": 75, "reason": "grün\n"}
 
 

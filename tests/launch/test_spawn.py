@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,16 @@ def test_last_words_of_a_rank_that_was_held(tmp_path: Path) -> None:
     assert spawn.last_words(tmp_path) is None
     (tmp_path / "workerlog.2").write_text("I1129\nsd3par: error: [rank 2] rank 1 (pid 7) was killed by SIGKILL\n")
     assert spawn.last_words(tmp_path) == {"rank": 2, "code": 75, "reason": "rank 1 (pid 7) was killed by SIGKILL"}
+
+
+def test_words_that_come_after_the_launchers_end(tmp_path: Path) -> None:
+    """A guard may need a moment to find out why its rank was aborted."""
+    (tmp_path / "log").mkdir()
+    line = "\r 1%|#  | 5/10 [00:00<00:54, 1step/s]sd3par: error: [rank 1] rank 0 (pid 7) was killed by SIGKILL\n"
+    later = threading.Timer(0.5, lambda: (tmp_path / "log" / "workerlog.1").write_text(line))
+    later.start()
+    assert spawn.failure(250, tmp_path)["reason"] == "rank 0 (pid 7) was killed by SIGKILL"
+    later.join()
 
 
 @pytest.mark.parametrize("codes, cause", [

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 
-CODE = ("mmdit", "attention", "sums", "vae.autoencoder", "vae.blocks", "text.clip", "text.t5", "text.load")
+CODE = ("mmdit", "attention", "sums", "layers", "vae.autoencoder", "vae.blocks", "text.clip", "text.t5", "text.load")
+FOR_GPUS = ("sd3par.kernels", "triton")
 
 
 def main() -> None:
     """Writes latents of every case and one picture."""
-    for name in CODE:
-        sys.modules[f"sd3par.{name}"] = None  # type: ignore[assignment]  # an import of it fails
+    for name in (*(f"sd3par.{name}" for name in CODE), *FOR_GPUS):
+        sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
     import numpy as np
 
     from sd3par.pipeline import SD3Pipeline

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sd3par.config import ParallelConfig
 from sd3par.weights import ModelFiles, open_model
 from sd3par.weights.manifest import Limits
+
+if TYPE_CHECKING:
+    from sd3par.static.program import Program
 
 LIMITS = Limits(side=256, images=4, text=128)
 _BASE: dict[str, Any] = dict(num_inference_steps=2, seed=3, progress=False, output_type="latent")
@@ -54,6 +59,21 @@ def files(trained: bool) -> ModelFiles:
     from tests.pipeline_cases import random_files
 
     return open_model("tiny") if trained else random_files()
+
+
+def loaded(program: Path) -> Program:
+    """Returns a program with the parameters that lie beside it."""
+    from sd3par.static.parameters import tensors
+    from sd3par.static.program import Program
+    from sd3par.static.reader import Reader
+    from sd3par.weights.manifest import described
+
+    found, name = Program(program), program.with_suffix(".pdiparams").name
+    if (program.parent / name).exists():  # else it has none
+        manifest: Any = SimpleNamespace(files=described(program.parent, [name]), target="cpu")
+        with closing(Reader(program.parent, manifest, [name])) as reader:
+            found.fill(tensors(reader, name))
+    return found
 
 
 def name_of(parallel: ParallelConfig) -> str:

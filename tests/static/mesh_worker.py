@@ -25,7 +25,6 @@ from sd3par.plan import rows_for
 from sd3par.scheduler import SchedulerConfig, schedule
 from sd3par.static.mesh import TracedMesh
 from sd3par.static.parts import Prepare, Step
-from sd3par.static.program import Program
 from sd3par.static.transformer import StaticTransformer
 from sd3par.static.write import write
 from sd3par.text import TextStates
@@ -62,7 +61,7 @@ def uneven(mesh: Mesh, parallel: ParallelConfig) -> float:
         traced, programs = TracedMesh.of(parallel, mesh.world.rank, cpu=True), []
         for name, part in (("prepare", Prepare), ("step", Step)):
             write(part(model(config, traced)), Path(folder), name, traced)
-            programs.append(Program(Path(folder, f"{name}.json"), Path(folder, f"{name}.pdiparams")))
+            programs.append(exports.loaded(Path(folder, f"{name}.json")))
     eager = model(config, mesh)
     wanted = _step(eager)
     return float((_step(StaticTransformer(eager.config, mesh, "float32", *programs, None)) - wanted).abs().max())

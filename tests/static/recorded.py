@@ -17,8 +17,7 @@ import triton
 
 from sd3par.device import CapturedGraph, choose
 from sd3par.kernels import runtime, static
-from sd3par.static.program import Program
-from tests.static import gpu_operators, launched
+from tests.static import exports, gpu_operators, launched
 from tests.static.operator_cases import MAPS, MODEL
 
 DTYPE, SIZES = "bfloat16", {"T": 256, "C": 77}
@@ -50,7 +49,7 @@ def main() -> None:
     target = choose(DTYPE, "nvgpu")
     target.activate()
     static.load_operators(folder)
-    program = Program(folder / "step.json", folder / "step.pdiparams")
+    program = exports.loaded(folder / "step.json")
     given = gpu_operators.step_inputs(step.model, SIZES, DTYPE)
     for _ in range(2):
         program(*given)

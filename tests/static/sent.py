@@ -20,7 +20,7 @@ sys.path[:1] = [str(Path(__file__).resolve().parents[2])]  # the launcher starts
 from sd3par.device import CapturedGraph, choose  # noqa: E402
 from sd3par.kernels import static  # noqa: E402
 from sd3par.kernels.static import calls  # noqa: E402
-from sd3par.static.program import Program  # noqa: E402
+from tests.static.exports import loaded  # noqa: E402
 
 MISSING = 4711
 GROUPS: list[int] = []
@@ -49,7 +49,7 @@ def main() -> None:
         GROUPS[:] = [number]
         path = folder / f"{number}-{rank}"
         save(path)
-        programs.append(Program(path.with_suffix(".json"), path.with_suffix(".pdiparams")))
+        programs.append(loaded(path.with_suffix(".json")))
     x, target = paddle.ones([3, 8], dtype="bfloat16"), choose("bfloat16", "nvgpu")
     print([(one.shape, one.dtype == x.dtype) for one in programs[0](x)])
     print([one.shape for one in CapturedGraph(target, lambda: programs[0](x))()])

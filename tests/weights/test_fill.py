@@ -13,7 +13,7 @@ from safetensors.paddle import save_file
 from sd3par.errors import CheckpointError
 from sd3par.layers import LayerNorm, Linear
 from sd3par.plan import Source, WeightPlan, same_name
-from sd3par.weights import fill
+from sd3par.weights.fill import fill
 from sd3par.weights.safetensors_file import SafetensorsFile
 from tests.arrays import weight
 

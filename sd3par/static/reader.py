@@ -1,0 +1,222 @@
+"""Files of parameters: read once, into memory, by several threads that compare digests on the way.
+
+Nothing here needs Paddle, so that it may begin while that is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from sd3par.errors import CheckpointError
+from sd3par.weights.manifest import BLOCK, MANIFEST, THREADS, Manifest, changed, unreadable
+
+CHUNK = 16 << 20  # bytes that are hashed at a time: between two a thread waits for Python's lock, for up to 5 ms
+AHEAD = 32  # blocks of 64 MiB that are in memory before they are asked for, where tensors do not stay in it
+PROGRAMS = ("prepare", "step", "text_encoder", "text_encoder_2", "text_encoder_3", "decode", "encode")
+# Paddle's VarType.Type (framework.proto) -> its name, and bytes of a number.
+_DTYPES = {0: ("bool", 1), 2: ("int32", 4), 3: ("int64", 8), 4: ("float16", 2), 5: ("float32", 4), 22: ("bfloat16", 2)}
+
+
+class Entry(NamedTuple):
+    """One tensor in a file: its bytes are [start, stop)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class _File:
+    """A file of tensors, as `paddle.jit.save` writes it. first: which of all blocks is its first."""
+
+    def __init__(self, path: Path, digests: Sequence[str], first: int) -> None:
+        self.path, self.digests, self.first = path, digests, first
+        self.memory: dict[int, mmap.mmap] = {}  # number of an entry -> where it is read into
+        try:
+            with path.open("rb") as file:
+                self.entries = _entries(file, path.stat().st_size)
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except ValueError:
+            raise changed(path, digests[0]) from None
+
+    def take(self, index: int) -> mmap.mmap:
+        """Returns the memory of an entry, which this file needs no more."""
+        return self.memory.pop(index, None) or _memory(0)
+
+    def views(self, block: int) -> Iterator[memoryview]:
+        """Yields, in order, where the bytes of a block go, in pieces of at most `CHUNK`."""
+        at, stop = block * BLOCK, (block + 1) * BLOCK
+        for index, entry in enumerate(self.entries):
+            if entry.stop <= at or at >= stop:
+                continue
+            if at < entry.start:  # the description of a tensor, which nobody needs again
+                yield memoryview(bytearray(min(entry.start, stop) - at))
+                at = min(entry.start, stop)
+            if at < stop:
+                if index not in self.memory:
+                    self.memory[index] = _memory(entry.stop - entry.start)
+                end = min(entry.stop, stop)
+                whole = memoryview(self.memory[index])[at - entry.start : end - entry.start]
+                yield from (whole[first : first + CHUNK] for first in range(0, len(whole), CHUNK))
+                at = end
+
+
+class Reader:
+    """Begins to read files; `parts` gives what is in them.
+
+    Args:
+        folder, manifest: of an export.
+        names: of files, in the order in which they will be asked for; another order takes more memory.
+
+    Raises:
+        CheckpointError: a file cannot be read, or is not what was exported.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
+        self.manifest = manifest
+        self._files: dict[str, _File] = {}
+        self._blocks: list[tuple[_File, int]] = []
+        for name in names:
+            file = _File(folder / name, manifest.files[name]["sha256"], len(self._blocks))
+            self._files[name] = file
+            self._blocks += [(file, block) for block in range(len(file.digests))]
+        self._ahead = len(self._blocks) if manifest.target == "cpu" else AHEAD
+        self._pool = ThreadPoolExecutor(THREADS, "sd3par-read")
+        self._reads: list[Future[None]] = []
+        self._checked = 0  # blocks
+        self._read_on(self._ahead)
+
+    def parts(self, name: str) -> Iterator[tuple[Entry, mmap.mmap]]:
+        """Yields the tensors of a file, in its order, with their bytes, which are those of the export; once.
+
+        Raises:
+            CheckpointError: a block is not what was exported.
+        """
+        file = self._files[name]
+        for index, entry in enumerate(file.entries):
+            self._check(file.first - (-entry.stop // BLOCK))
+            yield entry, file.take(index)
+        self._check(file.first + len(file.digests))
+
+    def close(self) -> None:
+        """Ends the threads; what is not read yet is not read any more."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _check(self, blocks: int) -> None:
+        """Waits until the first `blocks` blocks are read, as they were exported."""
+        while self._checked < min(blocks, len(self._blocks)):
+            self._read_on(self._checked + 1 + self._ahead)
+            self._reads[self._checked].result()
+            self._checked += 1
+
+    def _read_on(self, blocks: int) -> None:
+        """Lets the first `blocks` blocks be read."""
+        for file, block in self._blocks[len(self._reads) : blocks]:
+            self._reads.append(self._pool.submit(_read, file.path, block, list(file.views(block)), file.digests[block]))
+
+
+def parameters_of(manifest: Manifest, rank: int, names: Sequence[str]) -> list[str]:
+    """Returns the files of parameters that a rank reads for programs."""
+    pairs = [manifest.programs[name][rank] for name in names if name in manifest.programs]
+    return [pair[1] for pair in pairs if pair is not None]
+
+
+def begin(model: str, rank: int, text_encoder_3: bool = True) -> Reader | None:
+    """Begins to read the parameters of a rank.
+
+    Returns None where the model is no export, or something is wrong with it: who opens it says what.
+    """
+    names = [name for name in PROGRAMS if text_encoder_3 or name != "text_encoder_3"]
+    try:
+        folder = Path(model).expanduser()
+        if not (folder / MANIFEST).is_file():
+            return None
+        manifest = Manifest.read(folder)
+        manifest.check_present(folder)
+        return Reader(folder, manifest, parameters_of(manifest, rank, names))
+    except (OSError, CheckpointError, LookupError, RuntimeError, TypeError, ValueError):  # what no path can be, too
+        return None
+
+
+def _read(path: Path, block: int, views: Sequence[memoryview], wanted: str) -> None:
+    """Reads a block of a file into memory, and compares its digest."""
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            file.seek(block * BLOCK)
+            for view in views:
+                if file.readinto(view) != len(view):
+                    raise changed(path, wanted)
+                found.update(view)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if found.hexdigest() != wanted:
+        raise changed(path, wanted)
+
+
+def _memory(size: int) -> mmap.mmap:
+    """Returns new memory of some bytes.
+
+    NumPy would ask for huge pages, and the kernel took three to five times as long to find those for 1 GB as small ones
+    (Linux 6.18, a virtual machine with 20 of 23 GB free).
+    """
+    return mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _entries(file: IO[bytes], size: int) -> list[Entry]:
+    """Returns what a file of `size` bytes holds. Each tensor is: 16 zero bytes (versions, no levels), the length of a
+    description (4 bytes), it (a protobuf message), and the numbers.
+
+    Raises:
+        ValueError: something else.
+    """
+    found: list[Entry] = []
+    at = 0
+    while at < size:
+        file.seek(at)
+        head = file.read(20)
+        length = int.from_bytes(head[16:], "little")
+        if len(head) < 20 or any(head[:16]) or length > 1024:
+            raise ValueError("no tensor")
+        kind, shape = _described(file.read(length))
+        dtype, width = _DTYPES[kind]
+        start = at + 20 + length
+        at = start + math.prod(shape) * width
+        found.append(Entry(dtype, shape, start, at))
+    if at != size:
+        raise ValueError("the last tensor is cut")
+    return found
+
+
+def _described(message: bytes) -> tuple[int, tuple[int, ...]]:
+    """Returns dtype and shape of a VarType.TensorDesc: field 1 and fields 2, all of them varints."""
+    numbers, kind, shape = _varints(message), -1, []
+    for key, value in zip(numbers[::2], numbers[1::2], strict=True):
+        if key == 1 << 3:
+            kind = value
+        elif key == 2 << 3:
+            shape.append(value)
+        else:
+            raise ValueError("another field")
+    if kind not in _DTYPES or any(one >= 1 << 40 for one in shape):
+        raise ValueError("another dtype")
+    return kind, tuple(shape)
+
+
+def _varints(message: bytes) -> list[int]:
+    """Returns the numbers in a message of nothing but varints: seven bits a byte, the lowest first."""
+    found, value, shift = [], 0, 0
+    for byte in message:
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            found.append(value)
+            value, shift = 0, 0
+    return found
