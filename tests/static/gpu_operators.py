@@ -31,7 +31,7 @@ from sd3par.kernels import static
 from sd3par.mesh import Mesh
 from sd3par.mmdit import Conditions, Layout, MMDiT
 from sd3par.plan import tokens_for
-from tests.static.operator_cases import CASES, MAPS, MODEL, SIZES, inputs, save
+from tests.static.operator_cases import CASES, MAPS, MODEL, SIZES, inputs, save, untranslated
 
 REPEATS = 30
 STEP_SIZES = SIZES
@@ -187,8 +187,7 @@ def main() -> int:
     paddle.set_flags({"FLAGS_enable_pir_in_executor_trace_run": True})  # as sd3par/static/program.py does
     target, folder = choose(given.dtype, "auto"), Path(tempfile.mkdtemp())
     major, minor = cuda_driver.capability(0)
-    ours = [module for name, module in sys.modules.items() if name.startswith(("sd3par", "tests.", "__main__"))]
-    paddle.jit.ignore_module(ours)
+    untranslated()
     target.activate()
     static.write_operators(folder, given.dtype, [10 * major + minor], MODEL, maps=MAPS)
     static.load_operators(folder)

@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from sd3par.kernels import runtime, static
 from sd3par.kernels.static import library, table
 from sd3par.kernels.static.compile import driver
-from tests.static.operator_cases import CASES, MAPS, MODEL, SIZES, Case, save, zeros
+from tests.static.operator_cases import CASES, MAPS, MODEL, SIZES, Case, save, untranslated, zeros
 
 DTYPE = "bfloat16"
 # Nothing divides these sizes: eager code is compiled for them as programs are, and Triton has it in its cache.
@@ -237,7 +237,7 @@ def compare(case: Case, sizes: dict[str, int], program: Any, kernels: list[Kerne
 def main() -> None:
     folder = Path(sys.argv[1])
     paddle.set_device("cpu")
-    paddle.jit.ignore_module([module for name, module in sys.modules.items() if name.startswith(("sd3par", "tests."))])
+    untranslated()
     with static.tracing(DTYPE, [90]):
         for number, case in enumerate(CASES):
             save(case, folder / f"case{number}", DTYPE)

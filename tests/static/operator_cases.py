@@ -11,6 +11,8 @@ import paddle
 from paddle import Tensor
 from paddle.static import InputSpec
 
+import sd3par
+import tests
 from sd3par import kernels
 from sd3par.config import ModelConfig
 from sd3par.kernels import Stream
@@ -26,6 +28,11 @@ MAPS = Maps(groups=32, epsilon=1e-6, channels=(256,), outputs=(3,))
 # R rows, T image tokens, C text tokens, H x W a map: pictures of 1024 x 1024, 512 x 512 and 528 x 272.
 SIZES = ({"R": 2, "T": 4096, "C": 333, "H": 256, "W": 256}, {"R": 2, "T": 1024, "C": 154, "H": 64, "W": 64},
          {"R": 3, "T": 561, "C": 77, "H": 33, "W": 165})  # fmt: skip
+
+
+def untranslated() -> None:
+    """Lets Paddle trace our functions as they are, in this process. It searches all that is named, hence packages."""
+    paddle.jit.ignore_module([sd3par, kernels, tests])
 
 
 class Case(NamedTuple):

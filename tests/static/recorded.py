@@ -18,7 +18,7 @@ import triton
 from sd3par.device import CapturedGraph, choose
 from sd3par.kernels import runtime, static
 from tests.static import exports, gpu_operators, launched
-from tests.static.operator_cases import MAPS, MODEL
+from tests.static.operator_cases import MAPS, MODEL, untranslated
 
 DTYPE, SIZES = "bfloat16", {"T": 256, "C": 77}
 
@@ -33,7 +33,7 @@ def used(log: Path, own: list[paddle.Tensor]) -> set[int]:
 
 def main() -> None:
     folder, log = Path(sys.argv[1]), Path(os.environ["DRY_LAUNCHES"])
-    paddle.jit.ignore_module([module for name, module in sys.modules.items() if name.startswith(("sd3par", "tests."))])
+    untranslated()
     paddle.set_device("cpu")
     step = gpu_operators.Step(gpu_operators.random_model(2, DTYPE))
     step.eval()

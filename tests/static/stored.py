@@ -33,7 +33,7 @@ from sd3par.routes import Routes
 from sd3par.static.mesh import TracedMesh
 from tests.static import launched
 from tests.static.gpu_operators import step_inputs, step_specs
-from tests.static.operator_cases import MODEL
+from tests.static.operator_cases import MODEL, untranslated
 
 DTYPE, SIZES, RANKS = "bfloat16", {"T": 561, "C": 77}, 2
 CONFIG = dataclasses.replace(MODEL, num_layers=4, dual_attention_layers=(1, 2))
@@ -144,9 +144,7 @@ def program(rank: int, path: Path) -> None:
 
 def main() -> None:
     folder, log = Path(sys.argv[1]), Path(os.environ["DRY_LAUNCHES"])
-    paddle.jit.ignore_module(
-        [module for name, module in sys.modules.items() if name.startswith(("sd3par", "tests.", "__main__"))]
-    )
+    untranslated()
     paddle.set_device("cpu")
     for rank in range(RANKS):
         program(rank, folder / f"step{rank}")

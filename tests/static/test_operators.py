@@ -24,7 +24,7 @@ from sd3par.kernels.linear_hopper import SHAPES
 from sd3par.kernels.linear_hopper_tiles import Rectangle, choose
 from sd3par.kernels.static import build, library, table
 from sd3par.static.export import Target
-from tests.static.operator_cases import CASES, MAPS, MODEL, save
+from tests.static.operator_cases import CASES, MAPS, MODEL, save, untranslated
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = [
@@ -165,13 +165,13 @@ def split(rows: int, parts: int, columns: int, numbers: random.Random) -> list[R
 
 
 @pytest.fixture
-def untranslated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paddle does not translate what is ours; it keeps the list for the whole process, where other tests need it."""
+def as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paddle keeps what is not to be translated for the whole process, where other tests need it."""
     monkeypatch.setattr(convert_call_func, "BUILTIN_LIKELY_MODULES", [*convert_call_func.BUILTIN_LIKELY_MODULES])
-    paddle.jit.ignore_module([module for name, module in sys.modules.items() if name.startswith(("sd3par", "tests."))])
+    untranslated()
 
 
-@pytest.mark.usefixtures("untranslated")
+@pytest.mark.usefixtures("as_they_are")
 def test_programs_hold_operators_and_nothing_of_the_copies_that_views_would_be(tmp_path: Path) -> None:
     """Lengths stay open; slices, their parts and reshapes are looked through."""
     with static.tracing("bfloat16", [90]):
