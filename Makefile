@@ -58,7 +58,7 @@ WORKERS = -n 2 --dist loadgroup
 test: $(VENV)/.test $(if $(shell command -v nvcc),$(VENV)/.nvgpu) ## all tests
 	@$(BIN)/python -m pytest -q $(WORKERS)
 
-check: lint types $(VENV)/.test ## what a change must pass, in under 2 minutes: format, linter, types, fast tests
+check: lint types $(VENV)/.test ## what a change must pass, in 2 minutes: format, linter, types, fast tests
 	@$(BIN)/python -m pytest -q $(WORKERS) -m 'not slow'
 
 lint: $(VENV)/.dev ## ruff, as formatter and as linter

@@ -159,6 +159,7 @@ def test_startup_reads_what_the_command_prints() -> None:
         startup.seconds_of(text.replace("decode", "other"))
 
 
+@pytest.mark.slow
 def test_startup_runs_the_command() -> None:
     rows: list[dict] = []
     found = startup.measure(["--random_weights", "tiny"], startup.Request(64, 1, 2), 1, rows.append)

@@ -31,6 +31,7 @@ def found() -> list[dict[str, Any]]:
 @pytest.mark.xdist_group("rehearsal")
 @pytest.mark.parametrize("part", LARGE)
 @pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.slow
 def test_all_say_which_rank_lacks_memory_and_go_on(found: list[dict[str, Any]], mesh: str, part: str) -> None:
     """Each has tried twice, and given back what it had between."""
     said = f"out of memory while {part}: rank 1: 1.2 GB asked for on nvgpu:1, 700.5 MB free. {ADVICE}"
@@ -39,6 +40,7 @@ def test_all_say_which_rank_lacks_memory_and_go_on(found: list[dict[str, Any]], 
 
 @pytest.mark.xdist_group("rehearsal")
 @pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.slow
 def test_all_record_or_none(found: list[dict[str, Any]], mesh: str) -> None:
     """Beside the older graph, then without it."""
     what = "recording a denoising step as a CUDA graph"

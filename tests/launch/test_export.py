@@ -24,6 +24,7 @@ def pixels(name: str) -> np.ndarray:
     return np.asarray(Image.open(name)).astype(int)
 
 
+@pytest.mark.slow
 def test_export_and_generate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On one process, then on two, which take the mesh of the export."""
     assert cli.main(["export", "--out", "one"]) == 0
