@@ -7,6 +7,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from sd3par.errors import ConfigError, Sd3parError
 from sd3par.images import ImageMetadata, check_writable, load_image, read_metadata, save_png, to_uint8, to_unit
 from tests import tolerances
 from tests.arrays import array
+from tests.ranks import ROOT
 
 GOLDEN = Path(__file__).parent / "golden" / "vae_pixels.npz"
 METADATA = ImageMetadata(
@@ -36,6 +39,11 @@ def refusal(call: Callable[..., Any], *args: Any) -> str:
         call(*args)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     return str(caught.value)
+
+
+def test_metadata_is_read_without_paddle() -> None:
+    code = "import sys; from sd3par.images import read_metadata; sys.exit('paddle' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 # Pixels

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
-from paddle import Tensor
 from PIL import Image, ImageOps
 
 from sd3par.config import require
 from sd3par.errors import ConfigError, Sd3parError
+
+if TYPE_CHECKING:
+    from paddle import Tensor
 
 MAX_PIXELS = 1 << 26  # of a picture that is read: 8192 x 8192, 200 MB decoded
 # Pillow would start other programs or font engines for some of its formats; these it decodes itself.
