@@ -18,12 +18,13 @@ from sd3par.errors import shorten
 from sd3par.launch import doctor_nvgpu, endings
 from sd3par.launch.environment import cores, prepare_process
 from sd3par.launch.findings import Check, attempt
-from sd3par.launch.parser import Parser
+from sd3par.launch.parser import Parser, one_of
 from sd3par.launch.report import table
 
 NEEDED = ("numpy", "safetensors", "tokenizers", "pillow", "tqdm")
 WHEELS = ("paddlepaddle", "paddlepaddle-gpu")
 NVIDIA = ("nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-nccl-cu13")
+DEVICES = ("auto", "nvgpu")
 PACKAGES = (*WHEELS, *NEEDED, "triton", *NVIDIA)
 
 
@@ -44,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Namespace:
     parser = Parser(prog="sd3par doctor", description="Says what works on this machine, and what to do about the rest.")
-    told = "nvgpu: also the plug-in for NVIDIA GPUs, their links, and every op of a picture"
-    parser.add_argument("--device", choices=("auto", "nvgpu"), default="auto", help=told)
+    told = "auto, or nvgpu: also the plug-in for NVIDIA GPUs, their links, and every op of a picture"
+    parser.add_argument("--device", type=one_of(DEVICES), default="auto", metavar="NAME", help=told)
     parser.add_argument("--run", action="store_true", help="also draw a picture of one step with the bundled model")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -68,7 +69,7 @@ def examine(versions: dict[str, str], render: bool, nvgpu: bool = False) -> list
     checks = [_packages(versions), _paddle(versions)]
     if any(check.state == "bad" for check in checks):
         return checks
-    checks += [_cpu(), *_accelerators(), _triton(), _bfloat16(), _processes(), _launcher(), _model()]
+    checks += [_cpu(), *_accelerators(nvgpu), _triton(), _bfloat16(), _processes(), _launcher(), _model()]
     if nvgpu:
         checks += doctor_nvgpu.examine()
     if render and all(check.state != "bad" for check in checks):
@@ -105,7 +106,7 @@ def _cpu() -> Check:
     return Check("ok", "cpu", f"{cores()} cores, float32; MKL_NUM_THREADS {os.environ['MKL_NUM_THREADS']}, {forced}")
 
 
-def _accelerators() -> list[Check]:
+def _accelerators(nvgpu: bool) -> list[Check]:
     from sd3par.device import available
     from sd3par.launch.spawn import device_count
 
@@ -115,7 +116,7 @@ def _accelerators() -> list[Check]:
             "off",
             "nvgpu",
             "no GPU that the plug-in for Paddle's CPU wheel can use",
-            "sd3par doctor --device nvgpu says why; README.md how to build it",
+            "see what is bad below" if nvgpu else "sd3par doctor --device nvgpu says why; README.md how to build it",
         ),  # fmt: skip
     }
     found = available()

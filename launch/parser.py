@@ -30,9 +30,7 @@ class Parser(argparse.ArgumentParser):
         options, unknown = self.parse_known_args(_underscored(list(argv)))
         if unknown:
             first = next((word for word in unknown if word != "--"), "--")
-            flags = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            close = difflib.get_close_matches(first.partition("=")[0], flags, 1)
-            raise ConfigError("arguments", first, f"perhaps {close[0]}" if close else "what --help lists")
+            raise ConfigError("arguments", first, self._instead(first))
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -46,7 +44,21 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError(field, match[1], match[2])
         if text.startswith("expected"):
             raise ConfigError(field, "nothing", f"a value; write --{field}=VALUE for one that begins with -")
+        if match := re.match(r"the following arguments are required: (.*)", text):
+            raise ConfigError(match[1].lstrip("-"), "nothing", "what --help says of it")
         raise ConfigError(field, text, "what --help says")
+
+    def _instead(self, word: str) -> str:
+        """Returns what may have been meant by a word that this command does not know."""
+        if not word.startswith("-"):
+            places = [str(action.metavar or action.dest) for action in self._get_positional_actions()]
+            return f"one {places[0]}, in quotes if it has spaces" if places else "what --help lists"
+        name = word.partition("=")[0].lstrip("-")
+        shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        flags = [action.dest for action in shown if f"--{action.dest}" in action.option_strings]
+        longer = [flag for flag in flags if name and (flag.startswith(name) or name in flag.split("_"))]
+        close = longer or difflib.get_close_matches(name, flags, 1, cutoff=0.7)
+        return f"perhaps {', '.join(f'--{flag}' for flag in close[:3])}" if close else "what --help lists"
 
     def hide(self, names: Sequence[str]) -> None:
         """Leaves flags out of the help."""

@@ -136,7 +136,8 @@ def choose(dtype: str = "auto", kind: str = "auto") -> Device:
         ConfigError: no such device here, or a dtype that it does not have.
     """
     kinds = available()
-    require(kind in ("auto", *kinds), "device", kind, f"auto or one of {', '.join(kinds)} on this machine")
+    allowed = f"{' or '.join(('auto', *kinds))} on this machine; sd3par doctor says what the others lack"
+    require(kind in ("auto", *kinds), "device", kind, allowed)
     kind = kinds[0] if kind == "auto" else kind
     possible = ("float32",) if kind == "cpu" else DTYPES
     require(dtype in ("auto", *possible), "dtype", dtype, f"auto or {', '.join(possible)} on {kind}")

@@ -50,6 +50,12 @@ def test_a_plug_in_without_devices_is_not_available(monkeypatch: pytest.MonkeyPa
     assert device.count("nvgpu") == 2 and "nvgpu" in device.available()
 
 
+def test_a_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "available", lambda: ["cpu"])
+    with pytest.raises(ConfigError, match="^device: got gpu; allowed: auto or cpu on this machine; sd3par doctor says"):
+        device.choose(kind="gpu")
+
+
 def test_t5_in_float16_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "available", lambda: ["nvgpu", "cpu"])
     assert choose_device(open_model("tiny", text_encoder_3=False), "float16").dtype == "float16"

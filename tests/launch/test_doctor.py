@@ -102,3 +102,4 @@ def test_no_plugin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "bad  plug-in            not loaded by Paddle" in out
     assert "-> make nvgpu, or python -m sd3par.kernels.nvgpu build" in out
+    assert "doctor --device nvgpu" not in out  # that is what was asked for

@@ -108,6 +108,18 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "sd3par 0.1.0\n"
 
 
+@pytest.mark.parametrize("words, message", [
+    (["generate", "a", "red", "circle"], "arguments: got red; allowed: one PROMPT, in quotes if it has spaces"),
+    (["show"], "FILE: got nothing; allowed: what --help says of it"),
+    (["show", "my", "picture.png"], "arguments: got picture.png; allowed: one FILE, in quotes if it has spaces"),
+    (["bench", "compare", "rows.jsonl"], "run: got nothing; allowed: what --help says of it"),
+    (["doctor", "--device", "gpu"], "device: got gpu; allowed: auto, nvgpu"),
+])  # fmt: skip
+def test_words_missing_or_too_many(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == f"sd3par: error: {message}\n"
+
+
 def test_argparse_text_that_nobody_foresaw() -> None:
     with pytest.raises(ConfigError, match="^arguments: got something new; allowed: what --help says$"):
         PARSERS[0].error("something new")
