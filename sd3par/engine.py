@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 from paddle import Tensor
@@ -20,6 +21,7 @@ from sd3par.weights import ModelFiles
 if TYPE_CHECKING:
     from sd3par.denoise import Transformer
     from sd3par.text import TextEncoders
+    from sd3par.weights.fill import Component
 
 ENGINES = ("auto", "eager", "graph", "static")
 
@@ -86,6 +88,37 @@ def choose_device(files: ModelFiles, dtype: str = "auto", kind: str = "auto") ->
         kind = device.available()[0] if manifest.target == "cuda" else "cpu"
     manifest.check_device(kind, dtype)
     return device.choose(manifest.dtype, kind)
+
+
+def check_memory(files: ModelFiles) -> None:
+    """Refuses a checkpoint for one process on the CPU whose weights in float32 are more than this machine's memory.
+
+    Linux gives memory that it does not have: the process would be killed after a minute, without a word.
+
+    Raises:
+        ConfigError: memory and swap together are smaller.
+    """
+    others = (files.transformer, files.vae, files.text_encoder, files.text_encoder_2)
+    text_encoder_3, rest = _float32_bytes(files.text_encoder_3), sum(map(_float32_bytes, others))
+    limit = _memory_and_swap()
+    without = f", or without T5 (--no_t5, text_encoder_3=False), then {_gb(rest)}" if rest < limit else ""
+    allowed = f"what fits into {_gb(limit)} of memory and swap: its weights take {_gb(rest + text_encoder_3)}{without}"
+    require(rest + text_encoder_3 <= limit, "model", files.name, allowed)
+
+
+def _float32_bytes(part: Component | None) -> int:
+    return 0 if part is None else 4 * sum(map(math.prod, part.checkpoint.shapes().values()))
+
+
+def _memory_and_swap() -> int:
+    """Returns bytes, of Linux."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in file)}
+    return 1024 * (kilobytes["MemTotal"] + kilobytes.get("SwapTotal", 0))
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 def choose_mesh(files: ModelFiles, parallel: ParallelConfig | str, target: Device, world: int) -> ParallelConfig:

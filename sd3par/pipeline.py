@@ -23,7 +23,7 @@ from sd3par.config import GenerationRequest, ParallelConfig, require
 from sd3par.denoise import Denoiser, OnStep, Transformer
 from sd3par.device import Device, release_idle_memory, synchronize
 from sd3par.door import Admitted, check_result
-from sd3par.engine import Autoencoder, check_engine, choose_device, choose_mesh, load_parts
+from sd3par.engine import Autoencoder, check_engine, check_memory, choose_device, choose_mesh, load_parts
 from sd3par.errors import ConfigError, RankFailure
 from sd3par.graph import StepGraphs
 from sd3par.inputs import Inputs, PromptEmbeds, preflight, texts
@@ -100,6 +100,8 @@ class SD3Pipeline:
         check_engine(engine, files)
         target = choose_device(files, dtype, device)
         parallel = choose_mesh(files, parallel, target, world_size())
+        if target.kind == "cpu" and parallel.world == 1 and files.export is None:
+            check_memory(files)
         recorder = "auto" if files.export is not None else engine
         graphs = StepGraphs.choose(recorder, target, parallel.world)
         target.activate()

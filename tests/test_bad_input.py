@@ -196,7 +196,7 @@ def test_prompt(case: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("arguments, says", [
     (["genrate"], ["command: got genrate", "generate, export, bench, doctor, show"]),
-    (["show"], ["arguments: got"]),
+    (["show"], ["FILE: got nothing"]),
     (["show", "none.png"], ["image: got none.png", "an existing PNG file"]),
     (["show", "photo.png"], ["image: got photo.png", "not PNG"]),
     (["show", "pipe"], ["image: got pipe"]),

@@ -9,10 +9,11 @@ import threading
 import paddle
 import pytest
 
-from sd3par import device
+from sd3par import device, engine
 from sd3par.device import CapturedGraph, Device, Event
 from sd3par.engine import choose_device
 from sd3par.errors import ConfigError
+from sd3par.pipeline import SD3Pipeline
 from sd3par.weights import open_model
 
 CPU = Device("cpu", "float32")
@@ -54,6 +55,19 @@ def test_a_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "available", lambda: ["cpu"])
     with pytest.raises(ConfigError, match="^device: got gpu; allowed: auto or cpu on this machine; sd3par doctor says"):
         device.choose(kind="gpu")
+
+
+def test_weights_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine._memory_and_swap() >= CPU.total_memory() > 0
+    medium = open_model("random:sd3-medium")
+    monkeypatch.setattr(engine, "_memory_and_swap", lambda: 25_000_000_000)
+    says = "^model: got random:sd3-medium; allowed: what fits into 25.0 GB of memory and swap: its weights take 31.0 GB"
+    with pytest.raises(ConfigError, match=says + r", or without T5 \(--no_t5, text_encoder_3=False\), then 11.9 GB$"):
+        engine.check_memory(medium)
+    engine.check_memory(open_model("random:sd3-medium", text_encoder_3=False))
+    monkeypatch.setattr(engine, "_memory_and_swap", lambda: 1_000_000)
+    with pytest.raises(ConfigError, match="^model: got tiny; .* weights take 0.0 GB$"):
+        SD3Pipeline.from_pretrained("tiny", device="cpu")
 
 
 def test_t5_in_float16_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
