@@ -129,7 +129,12 @@ def _right(row: Row, options: Namespace) -> bool:
 
 
 def shown(rows: Sequence[Row]) -> str:
-    """Returns the rows as a table."""
+    """Returns the rows as a table under its title."""
+    return f"{rows[0]['model']}; {rows[0].get('gpu', 'CPU')}; run {rows[0]['run_id']}\n{table(cells(rows))}"
+
+
+def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Returns rows as lines of a table, the heading first."""
     lines = [
         ("mesh", "engine", "dtype", "size", "steps", "pictures", "PSNR dB", "SSIM", "levels", "latents", "right", "")
     ]
@@ -142,4 +147,4 @@ def shown(rows: Sequence[Row]) -> str:
         share = f"{row['right']} of {row['pictures']}" if "right" in row else ""
         distance = (f"{row.get('psnr_db', float('inf')):.1f}", f"{row['ssim']:.5f}", str(row["levels"]))
         lines.append((*what, str(row["pictures"]), *distance, f"{row['latents_error']:.1e}", share, ""))
-    return f"{rows[0]['model']}; {rows[0].get('gpu', 'CPU')}; run {rows[0]['run_id']}\n{table(lines)}"
+    return lines

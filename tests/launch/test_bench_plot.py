@@ -79,6 +79,26 @@ def test_tables_again(results: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [line.split("|")[1].strip() for line in lines[6:]] == ["one", "dp2", "sp2"]
 
 
+def test_tables_of_what_no_sweep_measures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = {"bench": "startup", "run_id": "s", "when": "1", "model": "m", "cpu": "C", "start": "warm", "repeats": 5,
+             "engine": "static", "spread": 0.02, "others": 0.5}  # fmt: skip
+    start |= {
+        f"{name}_s": 1.25 for name in ("imports", "load", "encode", "denoise", "decode", "file", "process", "cpu")
+    }
+    exact = loop("q", "2", 0.0, bench="quality", pictures=4, ssim=1.0, levels=0, latents_error=0.0, right=3)
+    rows = [{**start, "run_id": "other program", "when": "9"}, start, exact, {**exact, "failed": "gone"}]
+    del rows[0]["others"]
+    (folder / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert cli.main(["bench", "tables", "a.jsonl"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["startup", "", "m; C; run s"]
+    assert lines[4].split() == ["warm", "static", *["1.25"] * 8, "2", "%", "of", "5", "0.50"] and lines[5] == ""
+    assert lines[6:9] == ["quality", "", "m; CPU; run q"]
+    assert lines[10].endswith("3 of 4") and lines[11].endswith("failed: gone")
+    assert cli.main(["bench", "tables", "a.jsonl", "--markdown"]) == 0
+    assert "| warm | static | 1.25 |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text, message", [
     ("{", "JSON lines"), ("[1]\n", "rows with bench"), ('{"bench": "a"}\n', "rows with bench"), (None, "can be read"),
 ])  # fmt: skip
