@@ -17,8 +17,10 @@ pytestmark = pytest.mark.usefixtures("folder")
 def test_table_rows_and_trace(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--size", "64x96", "--steps", "2", "--profile", "trace.json", "--json", "rows.jsonl", "--device", "cpu"]
     assert cli.main(["bench", "kernels", *words]) == 0
-    head = capsys.readouterr().out.splitlines()[1].split()
+    lines = capsys.readouterr().out.splitlines()
+    head, note = lines[1].split(), lines[-1].split()
     assert head[:2] == ["kernel", "shape"] and {"GFLOP", "MB", "floor"} <= set(head)
+    assert note[0] == "floors:" and float(note[1]) > 0 and note[2] == "TFLOP/s,"  # a CPU is not behind a host
     rows = [json.loads(line) for line in (folder / "rows.jsonl").open()]
     attention = [row for row in rows if row["kernel"] == "attention"]
     assert sum(row["count"] for row in attention) == 4 and all(row["bytes"] > 0 for row in attention)
