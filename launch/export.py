@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
     )
     require(files.export is None, "model", files.name, "a checkpoint: this is an export already")
     limits = limits_of(options, files)
-    with tqdm(desc="export", unit=" parts", disable=options.quiet) as bar, _interrupts() as asked:
+    # The delay: nothing is shown before there is something to say, an error in the arguments for one.
+    with tqdm(desc="export", unit=" parts", disable=options.quiet, delay=1e-3) as bar, _interrupts() as asked:
         say: Any = lambda part: _next(bar, part, asked)  # noqa: E731
         manifest = export(files, options.out, target, limits, say, _reading_place(target.kind))
     if not options.quiet:

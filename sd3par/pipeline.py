@@ -178,7 +178,8 @@ class SD3Pipeline:
         embeds = (prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds)
         with self._door():
             for name, value in unsupported.items():
-                raise ConfigError(name, type(value).__name__, "nothing: not supported (generator: use seed)")
+                instead = "seed takes its place" if name == "generator" else "there is no such argument here"
+                raise ConfigError(name, type(value).__name__, f"nothing: {instead}")
             request = GenerationRequest(
                 **{name: texts(name, value) for name, value in words.items()}, height=height, width=width, seed=seed,
                 num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, strength=strength,
