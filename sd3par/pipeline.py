@@ -36,6 +36,8 @@ from sd3par.text import TextEncoders, TextStates
 from sd3par.text.request import encode_request
 from sd3par.watchdog import TIMEOUT_S, Watchdog, connect
 
+_INSTEAD = {"generator": "nothing: seed takes its place"}  # of arguments that diffusers has
+
 
 @dataclass(frozen=True)
 class GenerationOutput:
@@ -178,8 +180,7 @@ class SD3Pipeline:
         embeds = (prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds)
         with self._door():
             for name, value in unsupported.items():
-                instead = "seed takes its place" if name == "generator" else "there is no such argument here"
-                raise ConfigError(name, type(value).__name__, f"nothing: {instead}")
+                raise ConfigError(name, type(value).__name__, _INSTEAD.get(name, "nothing: no such argument"))
             request = GenerationRequest(
                 **{name: texts(name, value) for name, value in words.items()}, height=height, width=width, seed=seed,
                 num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, strength=strength,

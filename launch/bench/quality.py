@@ -135,7 +135,7 @@ def shown(rows: Sequence[Row]) -> str:
 
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Returns rows as lines of a table, the heading first."""
-    lines = [
+    lines: list[tuple[str, ...]] = [
         ("mesh", "engine", "dtype", "size", "steps", "pictures", "PSNR dB", "SSIM", "levels", "latents", "right", "")
     ]
     for row in rows:
