@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 WAIT_S = 120.0  # for another process's compilation; a large kernel takes 10 s on a busy machine
@@ -52,14 +53,16 @@ class FileLock:
         self._file = file
         return True
 
-    def acquire(self, wait_s: float) -> bool:
-        """Takes the lock when it is free; returns False where another process held it for wait_s seconds."""
+    @contextlib.contextmanager
+    def waited_for(self, wait_s: float) -> Iterator[bool]:
+        """Takes the lock when it is free, and gives it back; yields False where another held it for wait_s seconds."""
         end = time.monotonic() + wait_s
-        while not self.try_acquire():
-            if time.monotonic() > end:
-                return False
+        while not (taken := self.try_acquire()) and time.monotonic() < end:
             time.sleep(_PAUSE_S)
-        return True
+        try:
+            yield taken
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Gives the lock back, if it is held."""

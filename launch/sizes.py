@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
@@ -45,12 +46,11 @@ def with_sizes(options: Namespace, model: str, world: int | None) -> Namespace:
 
 def _exported(model: str) -> list[int]:
     """Returns dp, mp and sp of an exported model; nothing of another."""
-    from sd3par.weights.export_files import is_export
-    from sd3par.weights.manifest import Manifest
+    from sd3par.weights.manifest import Manifest, is_export  # without Paddle
 
     if not is_export(model):
         return []
-    parallel = Manifest.read(Path(model).expanduser()).parallel
+    parallel = Manifest.read(Path(os.path.expanduser(model))).parallel
     return [parallel.dp, parallel.mp, parallel.sp]
 
 

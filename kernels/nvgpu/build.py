@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sd3par.config import require
@@ -60,24 +60,14 @@ def build(
     command = [tools.make, "-s", "-C", str(SOURCE), f"-j{jobs or os.cpu_count() or 1}", str(library)]
     command += [*tools.variables(), f"OUT={folder}", f"ARCH={' '.join(architectures)}", *(["QUICK=1"] if quick else [])]
     _log.info("building %s", library)
-    with _alone(folder):
+    with contextlib.suppress(OSError):  # make says what is wrong
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / "lock")).waited_for(_WAIT_S) as alone:
+        if not alone:
+            raise BuildError(f"another process has been building in {folder} for {_WAIT_S / 60:.0f} minutes")
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
             raise BuildError(f"{library.name} was not built: see the compiler's messages above")
     return library
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from building in a folder; waits for one that does."""
-    with contextlib.suppress(OSError):  # make says what is wrong
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(folder / "lock"))
-    if not lock.acquire(_WAIT_S):
-        raise BuildError(f"another process has been building in {folder} for {_WAIT_S / 60:.0f} minutes")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def install(library: Path, folder: Path | None = None) -> Path:

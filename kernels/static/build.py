@@ -49,14 +49,10 @@ def library() -> Path:
         _folder(_digest([paddle.__version__, paddle.version.commit, *_FLAGS, *_LINKED], sorted(SOURCE.iterdir())))
         / LIBRARY
     )
-    lock = FileLock(str(made.parent / "lock"))
     if not made.exists():
-        lock.acquire(_WAIT_S)
-    try:
-        if not made.exists():
-            _compile(made)
-    finally:
-        lock.release()
+        with FileLock(str(made.parent / "lock")).waited_for(_WAIT_S):
+            if not made.exists():  # else another process has built it meanwhile
+                _compile(made)
     return made
 
 

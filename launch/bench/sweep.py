@@ -8,7 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sd3par.config import MAX_GUIDANCE, MAX_STEPS, TRANSPORTS, GenerationRequest, ParallelConfig, require
+from sd3par.config import (
+    MAX_GUIDANCE,
+    MAX_STEPS,
+    RANK_TIMEOUTS_S,
+    TRANSPORTS,
+    GenerationRequest,
+    ParallelConfig,
+    require,
+)
 from sd3par.errors import ConfigError
 from sd3par.launch.bench.case import CLIP_TOKENS, Case, Group, mesh_of, size_of
 from sd3par.launch.flags import DEFAULT_MODEL, DEVICES, DTYPES, ENGINES, RANDOM_MODELS
@@ -152,12 +160,16 @@ def _check(options: Namespace) -> None:
     """Refuses numbers that no model can have, and flags that contradict each other."""
     both = options.model is not None and options.random_weights is not None
     require(not both, "random_weights", options.random_weights, "nothing beside --model")
-    limits = {"warm_ups": (0, MAX_REPEATS), "repeats": (1, MAX_REPEATS), "images": (1, MAX_BATCH)}
+    limits: dict[str, tuple[float, float]] = {
+        "warm_ups": (0, MAX_REPEATS),
+        "repeats": (1, MAX_REPEATS),
+        "images": (1, MAX_BATCH),
+    }
     limits |= {
         "case_s": (0, 86400),
         "budget_s": (1, 86400),
         "few_steps": (1, MAX_STEPS),
-        "rank_timeout_s": (2, 3600),
+        "rank_timeout_s": RANK_TIMEOUTS_S,
         "limit_s": (1, 86400),
         "memory_gib": (1, 4096),
     }

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from sd3par.errors import CheckpointError
-from sd3par.weights.manifest import BLOCK, MANIFEST, THREADS, Manifest, changed, unreadable
+from sd3par.weights.manifest import BLOCK, THREADS, Manifest, changed, is_export, unreadable
 
 CHUNK = 16 << 20  # bytes that are hashed at a time: between two a thread waits for Python's lock, for up to 5 ms
 AHEAD = 32  # blocks of 64 MiB that are in memory before they are asked for, where tensors do not stay in it
@@ -135,9 +136,9 @@ def begin(model: str, rank: int, text_encoder_3: bool = True) -> Reader | None:
     """
     names = [name for name in PROGRAMS if text_encoder_3 or name != "text_encoder_3"]
     try:
-        folder = Path(model).expanduser()
-        if not (folder / MANIFEST).is_file():
+        if not is_export(model):
             return None
+        folder = Path(os.path.expanduser(model))
         manifest = Manifest.read(folder)
         manifest.check_present(folder)
         return Reader(folder, manifest, parameters_of(manifest, rank, names))

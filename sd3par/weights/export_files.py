@@ -35,11 +35,6 @@ class NoTensors:
         raise CheckpointError(f"{self.where}: {name}", "no such tensor", "a checkpoint: this is an export")
 
 
-def is_export(path: object) -> bool:
-    """Returns whether a caller who names `path` as the model names an exported folder."""
-    return isinstance(path, (str, Path)) and os.path.isfile(Path(os.path.expanduser(path)) / MANIFEST)
-
-
 @dataclass(frozen=True)
 class Export:
     """An exported folder whose files are all there. reader: what reads it already, for one model."""

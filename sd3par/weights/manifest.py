@@ -22,6 +22,11 @@ MANIFEST = "sd3par-export.json"
 EXPORT = "an export that sd3par export wrote"
 
 
+def is_export(path: object) -> bool:
+    """Returns whether a caller who names `path` as the model names an exported folder."""
+    return isinstance(path, (str, Path)) and os.path.isfile(Path(os.path.expanduser(path)) / MANIFEST)
+
+
 @dataclass(frozen=True)
 class Limits:
     """The largest shapes that an export takes; below them all are open.

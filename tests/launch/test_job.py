@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,35 @@ from sd3par.errors import ConfigError
 from sd3par.images import png
 from sd3par.launch.flags import render_parser
 from sd3par.launch.job import Job, numbered, read_prompts
+from sd3par.weights.manifest import FORMAT, MANIFEST
 
 
 def job(*words: str) -> Job:
     return Job.of(render_parser("", "", prompt_flag=True).parse(words))
+
+
+@pytest.mark.parametrize("words", [[], ["--model", "EXPORT", "--engine", "static"]])
+def test_an_exports_files_are_read_before_paddle_is_imported(words: list[str], tmp_path: Path) -> None:
+    """So nothing of a job may import it before."""
+    parallel = {"dp": 1, "mp": 1, "sp": 1, "transport": "collective"}
+    (tmp_path / MANIFEST).write_text(json.dumps({"format": FORMAT, **parallel}))
+    code = """if True:
+        import sys
+        from sd3par.errors import CheckpointError
+        from sd3par.launch import job, worker
+        from sd3par.launch.flags import render_parser
+        try:
+            job.Job.of(render_parser("", "", prompt_flag=True).parse(sys.argv[1:]))
+        except CheckpointError as error:
+            print(error)
+        print("paddle" in sys.modules)
+    """
+    words = [str(tmp_path) if word == "EXPORT" else word for word in words]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--prompt=a", *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False", done.stdout
+    assert (MANIFEST in done.stdout) == bool(words)  # which holds too little, and was read
 
 
 def test_every_flag_reaches_the_request() -> None:
