@@ -164,8 +164,6 @@ def _check(options: Namespace) -> None:
         "warm_ups": (0, MAX_REPEATS),
         "repeats": (1, MAX_REPEATS),
         "images": (1, MAX_BATCH),
-    }
-    limits |= {
         "case_s": (0, 86400),
         "budget_s": (1, 86400),
         "few_steps": (1, MAX_STEPS),
@@ -176,7 +174,7 @@ def _check(options: Namespace) -> None:
     for name, (low, high) in limits.items():
         value = getattr(options, name)
         for one in value if isinstance(value, list) else [value]:
-            require(one is None or low <= one <= high, name, one, f"{low} to {high}")
+            require(one is None or low <= one <= high, name, one, f"{low:g} to {high:g}")
     if options.smoke:
         options.warm_ups, options.repeats = SMOKE_WARM_UPS, SMOKE_REPEATS
 
