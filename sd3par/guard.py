@@ -108,10 +108,15 @@ class _Ward:
         return not process.dead
 
     def ended(self) -> Process | None:
-        """Returns the process that has ended, None where it had said before that it would."""
-        deadline = time.monotonic() + 1.0  # its files are closed a little before it is dead
+        """Returns the process that has ended, None where it had said before that it would.
+
+        Its files are closed before it is dead: a little, or for ever where its last act waits for the device.
+        """
+        deadline = self._heard + self._end_s if self._last == _END else time.monotonic() + 1.0
         while not (process := Process.look(self.pid)).dead and time.monotonic() < deadline:
             time.sleep(0.01)
+        if self.stuck:
+            self.kill()
         return process if self._last == _BEAT else None
 
     @property

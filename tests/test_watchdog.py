@@ -129,9 +129,10 @@ def test_the_guards_of_ranks_that_abort(played: Path) -> None:
         assert said_last == f"sd3par: error: [rank {rank}] {reason}"
 
 
-def test_an_end_that_waits_for_ever(played: Path) -> None:
-    assert [end["code"] for end in endings(played, "stuck")] == [0, -signal.SIGKILL, 0]
-    assert [said(played, "stuck", rank) for rank in range(WORLD)] == [""] * WORLD
+@pytest.mark.parametrize("scene", ["stuck", "stuck_at_last"])
+def test_an_end_that_waits_for_ever(played: Path, scene: str) -> None:
+    assert [end["code"] for end in endings(played, scene)] == [0, -signal.SIGKILL, 0]
+    assert [said(played, scene, rank) for rank in range(WORLD)] == [""] * WORLD
 
 
 def test_vanished_launcher(played: Path) -> None:

@@ -201,6 +201,16 @@ def stuck(dog: Watchdog, rank: int) -> None:
     dog.stop()
 
 
+def stuck_at_last(dog: Watchdog, rank: int) -> None:
+    """The same where the interpreter has ended, and closed its files: a library still waits for the device."""
+    if rank == 1:
+        dog._at_exit()
+        dog._guard._process.stdin.close()  # type: ignore[union-attr]
+        held()
+    time.sleep(2 * TIMEOUT_S)
+    dog.stop()
+
+
 def aborted(dog: Watchdog, rank: int) -> None:
     """Rank 1 is killed, and the others abort at once, as Paddle does where gloo loses a rank in an exported program."""
     if rank == 1:
@@ -211,7 +221,7 @@ def aborted(dog: Watchdog, rank: int) -> None:
 
 
 UNGUARDED = (killed, stopped, raised, reset, lost, agreed, finished, left_behind, late, busy, suspended, orphaned)
-GUARDED = (deaf_killed, deaf_stopped, deaf_raised, deaf_for_long, stuck, aborted)
+GUARDED = (deaf_killed, deaf_stopped, deaf_raised, deaf_for_long, stuck, stuck_at_last, aborted)
 SCENES: dict[str, Callable[[Watchdog, int], None]] = {scene.__name__: scene for scene in (*UNGUARDED, *GUARDED)}
 
 

@@ -28,6 +28,7 @@ from sd3par.kernels.runtime import next_power_of_2
 
 _IMAGE, _TEXT = 37, 53  # tokens
 _ROWS = 2
+_ADDRESS = 1 << 40  # of a GPU: wider than 32 bits, as not every address of a host is, and Triton compiles for that
 
 
 class Maps(NamedTuple):
@@ -96,7 +97,7 @@ def _call_pairs(order: Order, zeros: partial[paddle.Tensor]) -> None:
     terms = {dim, *(heads * head_dim for heads in order.heads), *(4 * dim // ranks for ranks in (1, order.peers or 1))}
     for few in sorted({min(one, 192) for one in terms if one % 64 == 0}):
         product = Product(zeros([_IMAGE, few]), zeros([few, 256]), zeros([256]))
-        rectangles = [Rectangle(number, 0, _IMAGE, 0, 256, product.x.data_ptr(), 256) for number in range(2)]
+        rectangles = [Rectangle(number, 0, _IMAGE, 0, 256, _ADDRESS, 256) for number in range(2)]
         for gelu in (False, True):
             for shape in SHAPES:
                 linear_hopper([product] * 2, rectangles, gelu, shape)

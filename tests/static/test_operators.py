@@ -22,7 +22,7 @@ from sd3par.kernels import runtime, static
 from sd3par.kernels.attention_hopper_split import planned, programs_of
 from sd3par.kernels.linear_hopper import SHAPES
 from sd3par.kernels.linear_hopper_tiles import Rectangle, choose
-from sd3par.kernels.static import build, library, table
+from sd3par.kernels.static import build, library, stand_ins, table
 from sd3par.static.export import Target
 from tests.static.operator_cases import CASES, MAPS, MODEL, save, untranslated
 
@@ -198,6 +198,14 @@ def test_what_there_are_no_kernels_for_is_refused(dtype: str, architectures: lis
         static.write_operators(tmp_path, dtype, architectures, MODEL)
     with pytest.raises(ConfigError), static.tracing(dtype, architectures):
         pass
+
+
+def test_products_are_compiled_for_addresses_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python lies low in memory its own are 32 bits wide, and the kernels took no address of a GPU."""
+    seen: list[Rectangle] = []
+    monkeypatch.setattr(stand_ins, "linear_hopper", lambda products, rectangles, *more: seen.extend(rectangles))
+    stand_ins._call_pairs(stand_ins.Order("float32", (90,), MODEL, (MODEL.num_attention_heads,), None, 2), paddle.zeros)
+    assert seen and all(one.address >= 1 << 32 and one.address % 16 == 0 for one in seen)
 
 
 @pytest.mark.parametrize(
