@@ -44,8 +44,14 @@ from sd3par.kernels.linear import (
     linear_reference,
 )
 from sd3par.kernels.linear_hopper import Rectangle
-from sd3par.kernels.linear_to import linear_pair_reference, linear_pair_triton, linear_to, worth_a_pair
-from sd3par.kernels.meet import LIMIT_S, TRIAL, meet_triton
+from sd3par.kernels.linear_to import (
+    linear_into,
+    linear_pair_reference,
+    linear_pair_triton,
+    linear_to,
+    worth_a_pair,
+)
+from sd3par.kernels.meet import LIMIT_S, TRIAL, hear_triton, meet_triton, tell_triton
 from sd3par.kernels.patch_embed import MAX_FEATURES, patch_embed_reference, patch_embed_triton
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import architecture, takes, why_not
@@ -55,9 +61,9 @@ from sd3par.kernels.take_rows import take_rows_reference
 
 __all__ = [
     "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "Strip", "adaln", "attention", "conv3x3",
-    "fold", "gated_sum", "gated_sum_to", "group_norm_silu", "group_norm_silu_strip", "guidance_euler", "linear",
-    "linear_gelu", "linear_pair", "linear_to", "linears", "meet", "pack_strip", "patch_embed", "split_heads",
-    "take_rows", "upsample_conv3x3", "wants_channels_last", "why_no_peers", "why_not_triton",
+    "fold", "gated_sum", "gated_sum_to", "group_norm_silu", "group_norm_silu_strip", "guidance_euler", "hear", "linear",
+    "linear_gelu", "linear_into", "linear_pair", "linear_to", "linears", "meet", "pack_strip", "patch_embed",
+    "split_heads", "take_rows", "tell", "upsample_conv3x3", "wants_channels_last", "why_no_peers", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -83,6 +89,16 @@ def meet(flags: Tensor, targets: Tensor, trial: bool = False) -> None:
     trial: goes on without the others if they do not come.
     """
     meet_triton(flags, targets, *((0, TRIAL) if trial else (LIMIT_S, 0)))
+
+
+def tell(flags: Tensor, targets: Tensor, stream: int) -> None:
+    """Tells other processes that `stream` has come so far; flags: [n + 2] int32, targets: [n] int64 (meet.py)."""
+    tell_triton(flags, targets, stream)
+
+
+def hear(flags: Tensor) -> None:
+    """Waits on the device until all others have told once more; flags: [n + 2] int32 (meet.py)."""
+    hear_triton(flags)
 
 
 def wants_channels_last(dtype: str) -> bool:

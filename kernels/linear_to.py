@@ -10,7 +10,7 @@ from sd3par.errors import ConfigError
 from sd3par.kernels import linear_hopper
 from sd3par.kernels.linear import Product, linear_gelu_reference, linear_reference
 from sd3par.kernels.linear_hopper import Rectangle
-from sd3par.kernels.runtime import empty, takes
+from sd3par.kernels.runtime import check_like, empty, takes
 
 # Of both streams together. Measured on H200 with 1536 columns: with 2714 rows the pair in one launch takes 0.85 to 1.02
 # of what cuBLASLt takes for one after the other, with 1357 rows 0.72 to 0.92, with 4429 rows 1.02 to 1.07.
@@ -75,6 +75,18 @@ def linear_to(products: list[Product], rectangles: list[Rectangle]) -> None:
             _one_by_one(pair, cut)
 
 
+def linear_into(product: Product, out: Tensor, gelu: bool = False) -> None:
+    """x: [..., K] -> out: [..., N], without gaps: the product, or its GELU, its tanh form, in memory that is there."""
+    from sd3par.kernels.nvgpu import products  # late: its package asks for compilers
+
+    x, weight, bias = flat(product)
+    columns = weight.shape[1]
+    check_like(x, [*product.x.shape[:-1], columns], out=out)
+    if bias is None or not (out.is_contiguous() and x.strides[1] == 1):
+        raise ConfigError("product", f"bias {bias}, strides {x.strides} and {out.strides}", "a bias, and no gaps")
+    products.linear_into(x, weight, bias, gelu, out.data_ptr(), columns, device.stream_handle())
+
+
 def _one_by_one(products: list[Product], rectangles: list[Rectangle]) -> None:
     from sd3par.kernels.nvgpu.products import linear_into  # late: its package asks for compilers
 
@@ -85,4 +97,4 @@ def _one_by_one(products: list[Product], rectangles: list[Rectangle]) -> None:
         if bias is None:
             raise ConfigError("bias", bias, f"[{weight.shape[1]}]")
         taken = (x[row : row + rows], weight[:, column : column + columns], bias[column : column + columns])
-        linear_into(*taken, address, stride, device.stream_handle())
+        linear_into(*taken, False, address, stride, device.stream_handle())

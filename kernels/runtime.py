@@ -9,7 +9,8 @@ import functools
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import paddle
@@ -32,8 +33,8 @@ except ImportError:  # the references need none
 
 __all__ = [
     "TESTED", "architecture", "check_last_axis", "check_like", "descriptor", "empty", "gl", "globaltimer",
-    "gluon_jit", "hopper", "jit", "kind_of", "launch", "next_power_of_2", "plain_descriptor", "processors", "takes",
-    "tl", "why_not",
+    "gluon_jit", "hopper", "jit", "kind_of", "launch", "next_power_of_2", "on_stream", "plain_descriptor", "processors",
+    "takes", "tl", "why_not",
 ]  # fmt: skip
 TESTED = "3.6"
 MIN_CAPABILITY = (8, 0)  # bfloat16 in tensor cores, asynchronous copies
@@ -41,6 +42,7 @@ _HALF = (paddle.bfloat16, paddle.float16)
 _MOST_PREPARED = 4096  # launches that differ in more than addresses; a model at one size has a few dozen
 _INT32, _INT64 = 1 << 31, 1 << 63  # where integers begin that are not of 32 bits, nor of 64
 _prepared: dict[tuple[object, ...], tuple[Any, ...]] = {}
+_aside: list[int] = []  # the stream that kernels go to instead of Paddle's, if there is one
 _log = logging.getLogger(__name__)
 
 
@@ -254,8 +256,20 @@ def _driver() -> Any:
     return driver
 
 
+@contextmanager
+def on_stream(handle: int) -> Iterator[None]:
+    """Within it kernels are launched on another stream, CUDA's handle."""
+    _aside.append(handle)
+    try:
+        yield
+    finally:
+        _aside.pop()
+
+
 def _stream(index: int) -> int:
     """Returns what device.stream_handle() does, for the half of every launch's time that it would take."""
+    if _aside:
+        return _aside[-1]
     place = paddle.framework._current_expected_place_()
     if isinstance(place, paddle.CustomPlace):
         stream = paddle.base.core._get_current_custom_device_stream(place.get_device_type(), index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 
 import paddle
@@ -76,13 +77,15 @@ class SequenceExchange:
     heads, the part for one with fewer carries columns of its neighbour's.
     """
 
-    def __init__(self, mesh: Mesh, plan: WeightPlan) -> None:
-        self.mesh, self.axis = mesh, mesh.sp
+    def __init__(
+        self, mesh: Mesh, plan: WeightPlan, multiply: Callable[[list[Product]], list[Tensor]] = kernels.linears
+    ) -> None:
+        self.mesh, self.axis, self._multiply = mesh, mesh.sp, multiply
         self.widths = [len(heads) * plan.head_dim for heads in plan.groups]  # of q, of k and of v; the widest first
 
     def project(self, projections: list[Product], tokens: list[Tokens]) -> list[Tensor]:
         """Products over this rank's tokens -> [R, total, 3 * heads * hd] each: q, k, v of this sp rank's heads."""
-        segments = kernels.linears(projections)  # [R, size, 3 * inner]
+        segments = self._multiply(projections)  # [R, size, 3 * inner]
         if self.axis.size == 1:
             return segments
         widths = [3 * width for width in self.widths]

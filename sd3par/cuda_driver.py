@@ -15,6 +15,8 @@ from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_void_p
 _MAJOR, _MINOR = 75, 76  # CUdevice_attribute of cuda.h
 _LAZY_PEER_ACCESS = 1  # CUipcMem_flags
 _HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
+_NON_BLOCKING = 1  # CUstream_flags
+_NO_TIME = 2  # CUevent_flags
 
 
 @functools.cache
@@ -110,18 +112,38 @@ def import_memory(index: int, handle: bytes) -> int:
     return base.value
 
 
-class Event:
-    """A point in a stream of device `index`, with its time."""
+def copy(address: int, source: int, count: int, stream: int) -> None:
+    """Copies bytes from one device address to another, this device's or mapped, behind all that `stream` has to do."""
+    _call("cuMemcpyAsync", c_size_t(address), c_size_t(source), c_size_t(count), c_void_p(stream))
+
+
+class Stream:
+    """A stream of device `index` beside all others; handle: CUDA's."""
 
     def __init__(self, index: int) -> None:
+        stream = c_void_p()
+        _call("cuCtxSetCurrent", _context(index))
+        _call("cuStreamCreate", byref(stream), c_int(_NON_BLOCKING))
+        self.handle = stream.value or 0
+        weakref.finalize(self, _library().cuStreamDestroy_v2, stream).atexit = False
+
+
+class Event:
+    """A point in a stream of device `index`, with its time if it is `timed`."""
+
+    def __init__(self, index: int, timed: bool = True) -> None:
         self._event = c_void_p()
         _call("cuCtxSetCurrent", _context(index))
-        _call("cuEventCreate", byref(self._event), c_int(0))
+        _call("cuEventCreate", byref(self._event), c_int(0 if timed else _NO_TIME))
         weakref.finalize(self, _library().cuEventDestroy_v2, self._event).atexit = False
 
     def record(self, stream: int) -> None:
         """Puts the point behind everything that `stream`, a CUDA handle, has been given so far."""
         _call("cuEventRecord", self._event, c_void_p(stream))
+
+    def hold(self, stream: int) -> None:
+        """Lets what `stream` is given from now on wait for this point."""
+        _call("cuStreamWaitEvent", c_void_p(stream), self._event, c_int(0))
 
     def elapsed_ms(self, later: Event) -> float:
         """Returns the milliseconds from this point to `later`, and waits for that."""

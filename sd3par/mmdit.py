@@ -152,7 +152,7 @@ class JointBlock(nn.Layer):
 
     def _feed_forward(self, streams: list[tuple[FeedForward, Tensor]]) -> list[Tensor]:
         """x: [R, t, D] of each stream -> their MLPs' sums over mp."""
-        hidden = kernels.linears([mlp.first(x) for mlp, x in streams], gelu=True)
+        hidden = self.sums.multiply([mlp.first(x) for mlp, x in streams], gelu=True)
         return self.sums.add([Branch(x, mlp.down) for x, (mlp, _) in zip(hidden, streams, strict=True)])
 
     def _text(self, c: Tensor) -> list[Branch]:
@@ -275,8 +275,8 @@ class MMDiT(nn.Layer):
         rows (unconditional, then conditional). Returns [R, ti, p * p * C], R the rows of the conditions.
         """
         sums, layout = self.routes.sums, conditions.layout
-        context = Residual(sums.held(conditions.context))
-        image = Residual(sums.held(self.pos_embed(latents, conditions.positions, conditions.context.shape[0])))
+        embedded = self.pos_embed(latents, conditions.positions, conditions.context.shape[0])
+        image, context = map(Residual, sums.held([embedded, conditions.context]))
         # Slices are views; Paddle's split copies (3.3.1).
         ends = accumulate(layer.count for layer in self.modulated_layers())
         mods = [conditions.modulations[index, :, start:end] for start, end in pairwise([0, *ends])]

@@ -175,6 +175,50 @@ class Meeting:
         return all(count >= mine for count in others)
 
 
+class Post:
+    """Copies to the other processes of an axis, beside the device's other work, and the waiting for theirs.
+
+    All processes send and receive in the same order. In a rehearsal nothing is sent, and nobody waits.
+
+    Args:
+        mesh, axis: who sends; making one is a collective of the whole mesh.
+
+    Raises:
+        RuntimeError: a process cannot map another's memory.
+    """
+
+    def __init__(self, mesh: Mesh, axis: Axis) -> None:
+        self._mesh = mesh
+        self._flags = share(mesh, axis, axis.size + 2, "int32")  # as `kernels.tell` has them
+        self._targets = self._flags.everywhere(axis.rank)
+        self._side = device.Side()
+        self.under_way = False  # whether something was sent that was not received yet
+
+    def copy(self, parts: list[tuple[Tensor, int]]) -> None:
+        """Begins to copy tensors, [...] each, to addresses, once all that was asked for before is done.
+
+        Whoever overwrites one of them must have received something sent behind it.
+        """
+        if not self._mesh.alone:
+            self._side.follow()
+            for x, address in parts:
+                self._side.copy(x, address)
+
+    def send(self) -> None:
+        """Tells the others, when it is so, that they have all that was asked for before: copies and stores."""
+        self.under_way = True
+        if not self._mesh.alone:
+            self._side.follow()
+            kernels.tell(self._flags.own, self._targets, self._side.handle)
+
+    def receive(self) -> None:
+        """Waits on the device's stream for what all have sent; the host goes on. Does nothing if nothing was sent."""
+        if self.under_way and not self._mesh.alone:
+            self._side.join()
+            kernels.hear(self._flags.own)
+        self.under_way = False
+
+
 def why_not(mesh: Mesh, dtype: str) -> str:
     """Returns why these processes do not write into each other's memory, "" where they can; collective."""
     reason = kernels.why_no_peers(dtype)

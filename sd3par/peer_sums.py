@@ -44,10 +44,10 @@ class PeerSums:
         self._norm_room: Callable[..., tuple[list[list[Shared]], list[list[Copies]]]] = Rooms(mesh, self._lay_out_norms)
         self._part_room: Callable[..., list[_Parts]] = Rooms(mesh, self._lay_out_parts)
 
-    def held(self, x: Tensor) -> Tensor:
-        """x: [R, t, D], a stream before the first block -> the tokens that this rank norms, a view."""
-        mine = self._mine(x.shape[1])
-        return x[:, mine.start : mine.stop]
+    def held(self, streams: list[Tensor]) -> list[Tensor]:
+        """[R, t, D] of image and text before the first block -> the tokens of them that this rank norms, views."""
+        tokens = [self._mine(x.shape[1]) for x in streams]
+        return [x[:, mine.start : mine.stop] for x, mine in zip(streams, tokens, strict=True)]
 
     def norm(self, streams: list[kernels.Stream], lengths: list[int], last: bool = False) -> list[tuple[Tensor, ...]]:
         """Adds its branch to each stream and norms it: [R, held, D] -> the same, and norms of all tokens, [R, t, D].
@@ -61,9 +61,13 @@ class PeerSums:
         self._meet()
         return [(x, *(shared.own for shared in room)) for (x,), room in zip(sums, rooms, strict=True)]
 
+    def multiply(self, products: list[Product], gelu: bool = False) -> list[Tensor]:
+        """Products with norms, x: [R, t, K] each -> [R, t, N] each, or their GELU: this mp rank's columns."""
+        return kernels.linears(products, gelu)
+
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the parts of each sum over mp, [mp, R, held, D]: `norm` adds them up."""
-        firsts = [branch.x if isinstance(branch, Branch) else branch.first.x for branch in branches]
+        firsts = [branch.given for branch in branches]
         rows = firsts[0].shape[0]
         rooms = self._part_room(rows, *(x.shape[1] for x in firsts))
         products: list[Product] = []
@@ -97,13 +101,19 @@ class PeerSums:
     def _lay_out_norms(
         self, rows: int, lengths: tuple[int, ...], counts: tuple[int, ...], last: bool
     ) -> tuple[list[list[Shared]], list[list[Copies]]]:
-        """Room for `counts` norms of each stream."""
+        """Room for `counts` norms of each stream, and where this rank stores them."""
+        rooms = self._norm_tensors(rows, lengths, counts, last)
+        outs = [[self._copies(shared, length) for shared in room] for room, length in zip(rooms, lengths, strict=True)]
+        return rooms, outs
+
+    def _norm_tensors(
+        self, rows: int, lengths: tuple[int, ...], counts: tuple[int, ...], last: bool
+    ) -> list[list[Shared]]:
+        """Returns room for `counts` norms of each stream, [R, length, D] each."""
         shapes = [[rows, length, self.dim] for length, count in zip(lengths, counts, strict=True) for _ in range(count)]
         pool = self._last if last else self._norms
         every = iter(pool.tensors(shapes, [rows * length * self.dim for _, length, _ in shapes]))
-        rooms = [[next(every) for _ in range(count)] for count in counts]
-        outs = [[self._copies(shared, length) for shared in room] for room, length in zip(rooms, lengths, strict=True)]
-        return rooms, outs
+        return [[next(every) for _ in range(count)] for count in counts]
 
     def _copies(self, shared: Shared, length: int) -> Copies:
         return Copies(shared.everywhere(self._mine(length).start * self.dim), length * self.dim)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sd3par import peer_memory
 from sd3par.attention import SequenceExchange
 from sd3par.config import require
+from sd3par.copied_sums import CopiedSums
 from sd3par.mesh import Mesh
 from sd3par.peer_exchange import PeerExchange
 from sd3par.peer_sums import PeerSums
@@ -40,16 +41,21 @@ def routes_for(mesh: Mesh, plan: WeightPlan, dtype: str) -> Routes:
     """
     if isinstance(mesh, TracedMesh):
         return Routes(TracedExchange(mesh, plan), TracedPeerSums() if mesh.transport == "peer" else TracedSums(mesh))
-    by_collectives = Routes(SequenceExchange(mesh, plan), Sums(mesh))
     if mesh.transport == "collective" or mesh.sp.size * mesh.mp.size == 1:
-        return by_collectives
+        return _by_collectives(mesh, plan)
     reason = peer_memory.why_not(mesh, dtype)
     require(not reason or mesh.transport == "auto", "transport", mesh.transport, f"auto or collective: {reason}")
     if reason:
         log.info("collectives, no stores to peers: %s", reason)
-        return by_collectives
+        return _by_collectives(mesh, plan)
     dim = plan.heads * plan.head_dim
-    return Routes(
-        PeerExchange(mesh, plan, dtype) if mesh.sp.size > 1 else by_collectives.exchange,
-        PeerSums(mesh, dim, dtype) if mesh.mp.size > 1 else by_collectives.sums,
-    )
+    if mesh.sp.size == 1:
+        copied = CopiedSums(mesh, dim, dtype)
+        return Routes(SequenceExchange(mesh, plan, copied.multiply), copied)
+    sums = PeerSums(mesh, dim, dtype) if mesh.mp.size > 1 else Sums(mesh)
+    return Routes(PeerExchange(mesh, plan, dtype), sums)
+
+
+def _by_collectives(mesh: Mesh, plan: WeightPlan) -> Routes:
+    sums = Sums(mesh)
+    return Routes(SequenceExchange(mesh, plan, sums.multiply), sums)

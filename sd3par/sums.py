@@ -27,6 +27,15 @@ class Branch(NamedTuple):
         """Returns the product, [R, t, D]."""
         return self.layer(self.x)
 
+    def of_rows(self, rows: slice) -> Branch:
+        """Returns that of some of the R rows."""
+        return self._replace(x=self.x[rows])
+
+    @property
+    def given(self) -> Tensor:
+        """What it is computed from, [R, t, K]."""
+        return self.x
+
 
 class GatedBranches(NamedTuple):
     """Two of them, gated by [R, D] each and added: what the two attentions of a dual block leave."""
@@ -44,6 +53,15 @@ class GatedBranches(NamedTuple):
         """Stores the sum, [R, t, D], to `out`."""
         kernels.gated_sum_to(self.first.value(), self.gate, self.second.value(), self.gate2, out)
 
+    def of_rows(self, rows: slice) -> GatedBranches:
+        """Returns that of some of the R rows."""
+        return GatedBranches(self.first.of_rows(rows), self.gate[rows], self.second.of_rows(rows), self.gate2[rows])
+
+    @property
+    def given(self) -> Tensor:
+        """What the first is computed from, [R, t, K]; the second's is like it."""
+        return self.first.x
+
 
 class Sums:
     """Sums by all-reduce, both streams in one buffer; every rank norms all tokens of its sp rank."""
@@ -51,9 +69,9 @@ class Sums:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
 
-    def held(self, x: Tensor) -> Tensor:
-        """x: [R, t, D], a stream before the first block -> the tokens that this rank norms, here all."""
-        return x
+    def held(self, streams: list[Tensor]) -> list[Tensor]:
+        """[R, t, D] of image and text before the first block -> the tokens of them that this rank norms, here all."""
+        return streams
 
     def norm(self, streams: list[kernels.Stream], lengths: list[int], last: bool = False) -> list[tuple[Tensor, ...]]:
         """Adds its branch to each stream and norms it: [R, held, D] -> the same, and norms of all tokens, [R, t, D].
@@ -61,6 +79,10 @@ class Sums:
         lengths: t of each stream. last: nothing follows that adds.
         """
         return kernels.adaln(streams)
+
+    def multiply(self, products: list[kernels.Product], gelu: bool = False) -> list[Tensor]:
+        """Products with norms, x: [R, t, K] each -> [R, t, N] each, or their GELU: this mp rank's columns."""
+        return kernels.linears(products, gelu)
 
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the sum of each over mp, as `norm` takes it of the tokens that this rank holds."""

@@ -15,12 +15,12 @@ import paddle
 import pytest
 from paddle import Tensor
 
-from sd3par import cuda_driver, kernels, peer_memory
+from sd3par import cuda_driver, device, kernels, peer_memory
 from sd3par.kernels import Copies, Product, Rectangle, Scattered, Stream
 from sd3par.kernels.adaln import adaln_reference
 from sd3par.kernels.attention import attention_reference
 from sd3par.kernels.gated_sum import gated_sum_reference
-from sd3par.kernels.linear import linear_reference
+from sd3par.kernels.linear import linear_gelu_reference, linear_reference
 from sd3par.kernels.qkv import split_heads_reference
 from sd3par.mesh import Axis, Mesh
 from tests.turns import Turns
@@ -78,13 +78,54 @@ class Memory(NamedTuple):
     read: np.ndarray  # [n, count], by the reader's
 
 
-class Emulation:
-    """Peers of mp * sp ranks, in place of what only GPUs have."""
+class Side:
+    """As `device.Side`: what is given to it happens at once, or as late as it may: when the other work waits for it.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, mp: int, sp: int, seed: int = 0) -> None:
+    It knows, and comes after, what had come before the last `follow` alone.
+    """
+
+    def __init__(self, emulation: Emulation, late: bool) -> None:
+        self.handle = len(emulation.sides) + 1
+        self._emulation, self._turns, self._late = emulation, emulation.turns, late
+        self._known = np.zeros(0)
+        self._waiting: list[Callable[[], None]] = []
+        emulation.sides[self.handle] = self
+
+    def follow(self) -> None:
+        self._known = self._turns.publish()
+
+    def copy(self, x: Tensor, address: int) -> None:
+        self.do(lambda known: self._emulation.copy(x, address), self._known)
+
+    def join(self) -> None:
+        while self._waiting:
+            self._waiting.pop(0)()
+
+    def do(self, work: Callable[[np.ndarray], None], known: np.ndarray | None = None) -> None:
+        """Does work(known), now or later, with nothing known but what this stream knows."""
+        known = self._known if known is None else known
+
+        def as_known() -> None:
+            clocks, me = self._turns.clocks, self._turns.me
+            held, clocks[me] = clocks[me].copy(), known
+            work(known)
+            clocks[me] = held
+
+        self._waiting.append(as_known)
+        if not self._late:
+            self.join()
+
+
+class Emulation:
+    """Peers of mp * sp ranks, in place of what only GPUs have; late: as `Side` has it."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, mp: int, sp: int, seed: int = 0, late: bool = False
+    ) -> None:  # fmt: skip
         self.mp, self.sp, self.turns = mp, sp, Turns(mp * sp, seed)
         self.memories: list[Memory] = []
-        self.meetings = 0
+        self.meetings, self.copies = 0, 0
+        self.sides: dict[int, Side] = {}
         self._signs: dict[int, np.ndarray] = {}  # by a flag's address: what had come before it was stored
         everyone = list(range(mp * sp))
         self._world = Group(self.turns, everyone)
@@ -97,7 +138,9 @@ class Emulation:
         monkeypatch.setattr(cuda_driver, "export_memory", self._export)
         monkeypatch.setattr(cuda_driver, "import_memory", self._import)
         monkeypatch.setattr(kernels, "why_no_peers", lambda dtype: "")
-        for name in ("meet", "linear_to", "attention", "adaln", "gated_sum_to", "split_heads"):
+        monkeypatch.setattr(device, "Side", lambda: Side(self, late))
+        for name in ("meet", "tell", "hear", "linear_to", "linear_into", "attention", "adaln", "gated_sum_to",
+                     "split_heads"):  # fmt: skip
             monkeypatch.setattr(kernels, name, getattr(self, f"_{name}"))
         for name in READERS:
             monkeypatch.setattr(kernels, name, self._reader(getattr(kernels, name)))
@@ -203,15 +246,58 @@ class Emulation:
         memory, count = self._find(flags.data_ptr()), targets.shape[0]
         mine = np.frombuffer((ctypes.c_int32 * (count + 1)).from_address(memory.start), np.int32)
         turn = mine[count] = mine[count] + 1
-        known = self.turns.publish()
+        self._sign(targets, turn, self.turns.publish())
+        self._await(memory, mine[:count], turn)
+
+    def _tell(self, flags: Tensor, targets: Tensor, stream: int) -> None:
+        """As kernels/meet.py."""
+        memory, count = self._find(flags.data_ptr()), targets.shape[0]
+        mine = np.frombuffer((ctypes.c_int32 * (count + 2)).from_address(memory.start), np.int32)
+
+        def work(known: np.ndarray) -> None:
+            mine[count] += 1
+            self._sign(targets, mine[count], known)
+
+        self.sides[stream].do(work)
+
+    def _hear(self, flags: Tensor) -> None:
+        self.meetings += 1
+        memory, count = self._find(flags.data_ptr()), flags.shape[0] - 2
+        mine = np.frombuffer((ctypes.c_int32 * (count + 2)).from_address(memory.start), np.int32)
+        turn = mine[count + 1] = mine[count + 1] + 1
+        self._await(memory, mine[:count], turn)
+
+    def _sign(self, targets: Tensor, turn: int, known: np.ndarray) -> None:
+        """Stores a count to flags of all."""
         for target in targets.tolist():
             self.turns.pause()
             other, place = self._place(target)
             ctypes.c_int32.from_address(other.start + 4 * place).value = turn
             self._signs[other.start + 4 * place] = known
-        self.turns.pause(lambda: (mine[:count] - turn >= 0).all())
-        for place in range(count):
+
+    def _await(self, memory: Memory, flags: np.ndarray, turn: int) -> None:
+        self.turns.pause(lambda: (flags - turn >= 0).all())
+        for place in range(len(flags)):
             self.turns.learn(self._signs[memory.start + 4 * place])
+
+    def copy(self, x: Tensor, address: int) -> None:
+        """Copies x: [...], which lies in shared memory, to another rank."""
+        self.copies += 1
+        self.turns.pause()
+        self._reads(x)
+        assert x.is_contiguous()
+        self._store(address, _numbers(x.data_ptr(), x.size).copy()[None, :], 0)
+
+    def _linear_into(self, product: Product, out: Tensor, gelu: bool = False) -> None:
+        self.turns.pause()
+        self._reads(product)
+        linear = linear_gelu_reference if gelu else linear_reference
+        values = linear(*product).numpy().reshape([1, -1])
+        assert out.is_contiguous() and out.size == values.size
+        if self._find(out.data_ptr()) is None:
+            _numbers(out.data_ptr(), out.size)[:] = values[0]
+        else:
+            self._store(out.data_ptr(), values, 0)
 
     def _linear_to(self, products: list[Product], rectangles: list[Rectangle]) -> None:
         for number, row, rows, column, columns, address, stride in rectangles:

@@ -8,10 +8,13 @@ import numpy as np
 import paddle
 import pytest
 
+from sd3par import copied_sums
 from sd3par.conditions import gather_tokens
+from sd3par.copied_sums import CopiedSums
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
 from sd3par.peer_exchange import PeerExchange
+from sd3par.peer_memory import Post
 from sd3par.peer_sums import PeerSums
 from sd3par.plan import tokens_for
 from tests import tolerances
@@ -22,6 +25,9 @@ from tests.heads_worker import MODELS, model
 # Rows, patches down and across, text tokens: uneven, fewer than ranks, larger than before and smaller again.
 SHAPES = ((2, 5, 3, 7), (1, 3, 1, 2), (1, 4, 6, 9), (2, 5, 3, 7))
 STEPS = 2
+# The image has as many tokens as are copied, the text fewer, or as many too; one row is not enough for two ranks.
+COPIED = ((2, 5, 3, 7), (1, 4, 6, 9), (4, 3, 2, 3), (4, 3, 2, 6), (2, 5, 3, 7))
+LEAST_TOKENS = 20
 MESHES = ((1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (2, 2), (3, 2))  # (mp, sp)
 CASES = [(name, *mesh) for name, config in MODELS.items() for mesh in MESHES
          if mesh[0] * mesh[1] <= config["num_attention_heads"]]  # fmt: skip
@@ -72,6 +78,24 @@ def test_every_mesh_equals_one_process(
         for got, want in zip(predictions, alone[name], strict=True):
             assert np.abs(got - want).max() < tolerances.MODULE
     assert emulation.meetings > 0
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets few tokens be as many as are copied."""
+    monkeypatch.setattr(copied_sums, "LEAST_TOKENS", LEAST_TOKENS)
+
+
+@pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize(("mp", "late"), [(2, False), (2, True), (4, False), (4, True)])
+@pytest.mark.parametrize("name", MODELS)
+def test_copies_beside_the_products(name: str, mp: int, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with paddle.no_grad():
+        want = run(name, COPIED, Mesh.single())
+    emulation = Emulation(monkeypatch, mp, 1, late, late)
+    for predictions in emulation.run(lambda mesh: run(name, COPIED, mesh)):
+        assert max(np.abs(x - y).max() for x, y in zip(predictions, want, strict=True)) < tolerances.MODULE
+    assert emulation.copies > 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -168,7 +192,37 @@ def without_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PeerSums, "norm", lambda self, streams, lengths, last=False: norm(self, streams, lengths))
 
 
+def without_receiving(method: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Returns what lets a method of `CopiedSums` go on before it has received anything."""
+
+    def harm(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(copied_sums, "LEAST_TOKENS", LEAST_TOKENS)
+        whole, receive = getattr(CopiedSums, method), Post.receive
+
+        def harmed(self: CopiedSums, *given: object, **named: object) -> object:
+            self._post.receive = lambda: None  # type: ignore[method-assign]
+            try:
+                return whole(self, *given, **named)
+            finally:
+                self._post.receive = lambda: receive(self._post)  # type: ignore[method-assign]
+
+        monkeypatch.setattr(CopiedSums, method, harmed)
+
+    return harm
+
+
+def told_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets ranks tell what they have sent before they send it."""
+    monkeypatch.setattr(copied_sums, "LEAST_TOKENS", LEAST_TOKENS)
+    copy = Post.copy
+    monkeypatch.setattr(Post, "copy", lambda self, parts: (self.send(), copy(self, parts)))
+    monkeypatch.setattr(Post, "send", lambda self, send=Post.send: None if self.under_way else send(self))
+
+
 HARMS = {
+    "parts received": (without_receiving("norm"), 2, 1),
+    "norms received": (without_receiving("multiply"), 2, 1),
+    "told too early": (told_too_early, 2, 1),
     "heads": (without_meeting(PeerExchange, "project"), 1, 2),
     "mixed tokens": (without_meeting(PeerExchange, "attend"), 1, 2),
     "norms": (without_meeting(PeerSums, "norm"), 3, 1),

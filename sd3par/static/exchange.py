@@ -104,14 +104,18 @@ class TracedPeerSums:
     def __init__(self) -> None:
         self._likes: list[Tensor] = []  # image and text, whole: for their lengths, which are not known here
 
-    def held(self, x: Tensor) -> Tensor:
-        """x: [R, t, D], the text, then the image -> the tokens that this rank norms."""
-        self._likes = [x, *self._likes][:2]
-        return calls.peer_held(x)
+    def held(self, streams: list[Tensor]) -> list[Tensor]:
+        """[R, t, D] of image and text before the first block -> the tokens of them that this rank norms."""
+        self._likes = streams
+        return [calls.peer_held(x) for x in streams]
 
     def norm(self, streams: list[kernels.Stream], lengths: list[int], last: bool = False) -> list[tuple[Tensor, ...]]:
         """Adds its branch to each stream and norms it: [R, held, D] -> the same, and norms of all tokens, [R, t, D]."""
         return calls.peer_norm(streams, self._likes, last)
+
+    def multiply(self, products: list[Product], gelu: bool = False) -> list[Tensor]:
+        """Products with norms, x: [R, t, K] each -> [R, t, N] each, or their GELU: this mp rank's columns."""
+        return kernels.linears(products, gelu)
 
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the parts of each sum over mp, [mp, R, size, D]: `norm` adds them up."""

@@ -41,7 +41,7 @@ from sd3par.kernels.group_norm_strips import (
 from sd3par.kernels.guidance_euler import _guidance_euler, guidance_euler_triton
 from sd3par.kernels.linear_hopper import SHAPES, Product, Rectangle, fits, linear_hopper
 from sd3par.kernels.linear_hopper_kernel import _linear_hopper
-from sd3par.kernels.meet import TRIAL, _meet, meet_triton
+from sd3par.kernels.meet import TRIAL, _hear, _meet, _tell, hear_triton, meet_triton, tell_triton
 from sd3par.kernels.patch_embed import _patch_embed, patch_embed_triton
 from sd3par.kernels.qkv import _norm_heads, split_heads_triton
 
@@ -50,7 +50,7 @@ KERNELS = {"attention": _attention, "adaln": _adaln, "split_heads": _norm_heads,
            "group_norm_partial": _partial, "group_norm_merge": _merge, "group_norm_apply": _apply,
            "pack_strip": _pack, "merge_strips": _merge_strips, "group_norm_strip": _apply_strip,
            "patch_embed": _patch_embed, "gated_sum": _gated_sum, "conv3x3": _conv3x3,
-           "meet": _meet}  # fmt: skip
+           "meet": _meet, "tell": _tell, "hear": _hear}  # fmt: skip
 
 
 def stub(capability: int, launches: list[tuple[int, ...]]) -> CudaDriver:
@@ -87,6 +87,9 @@ def call_peers() -> None:
     flags = paddle.zeros([3], dtype="int32")
     meet_triton(flags, addresses)
     meet_triton(flags, addresses, 0, TRIAL)
+    flags = paddle.zeros([4], dtype="int32")
+    tell_triton(flags, addresses, 0)
+    hear_triton(flags)
 
 
 def call_all() -> None:

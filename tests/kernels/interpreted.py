@@ -40,7 +40,7 @@ from sd3par.kernels.group_norm_strips import (  # noqa: E402
     pack_strip_triton,
 )
 from sd3par.kernels.guidance_euler import guidance_euler_reference, guidance_euler_triton  # noqa: E402
-from sd3par.kernels.meet import meet_triton  # noqa: E402
+from sd3par.kernels.meet import hear_triton, meet_triton, tell_triton  # noqa: E402
 from sd3par.kernels.patch_embed import Tile, patch_embed_reference, patch_embed_triton  # noqa: E402
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton  # noqa: E402
 from tests.arrays import array  # noqa: E402
@@ -188,6 +188,21 @@ def meeting_cases() -> Iterator[Case]:
     yield "meeting 3, to which nobody comes", flags, paddle.to_tensor([2, 3, 2, 3])
 
 
+def telling_cases() -> Iterator[Case]:
+    """Process 1 of 3 tells all twice, and hears of the second time of the others once it is there; its own is."""
+    told = paddle.zeros([3], dtype="int32")
+    flags = paddle.to_tensor([1, 0, 1, 0, 0], dtype="int32")
+    targets = paddle.to_tensor([told.data_ptr(), flags.data_ptr() + 4, told.data_ptr() + 8], dtype="int64")
+    tell_triton(flags, targets, 0)
+    tell_triton(flags, targets, 0)
+    yield "told twice, own flags", flags, paddle.to_tensor([1, 2, 1, 2, 0])
+    yield "told twice, others' flags", told, paddle.to_tensor([2, 0, 2])
+    for turn in (1, 2):
+        flags[0] = flags[2] = turn
+        hear_triton(flags, limit_s=0)
+        yield f"heard {turn}", flags, paddle.to_tensor([turn, 2, turn, 2, turn])
+
+
 def exact_of(streams: list[Stream]) -> list[Stream]:
     """Returns the same streams in fp64."""
     return [
@@ -327,8 +342,8 @@ def halo_cases(x: Tensor, filters: Tensor, bias: Tensor, tiles: ConvTiles | None
 def main() -> None:
     paddle.set_device("cpu")
     errors = {"torch is loaded": float("torch" in sys.modules)}
-    every = (attention_cases, scattered_cases, norm_cases, shared_norm_cases, meeting_cases, other_cases, patch_cases,
-             group_norm_cases, strip_cases, conv_cases)  # fmt: skip
+    every = (attention_cases, scattered_cases, norm_cases, shared_norm_cases, meeting_cases, telling_cases, other_cases,
+             patch_cases, group_norm_cases, strip_cases, conv_cases)  # fmt: skip
     for cases in (some() for some in every):
         for name, got, want in cases:
             error = (

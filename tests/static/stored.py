@@ -83,7 +83,7 @@ def eager(rank: int, pools: Pools) -> MMDiT:
     sums = PeerSums.__new__(PeerSums)
     sums.axis, sums.dim = mesh_axis, CONFIG.dim
     sums._meet = lambda: None
-    sums.held = lambda x: PeerSums.held(sums, x).contiguous()  # a program has no views
+    sums.held = lambda given: [x.contiguous() for x in PeerSums.held(sums, given)]  # a program has no views
     sums._norms, sums._last, sums._parts = (Pool(memory) for memory in pools.memory)
     sums._norm_room, sums._part_room = map(functools.cache, (sums._lay_out_norms, sums._lay_out_parts))
     routes = Routes(model.routes.exchange, sums)

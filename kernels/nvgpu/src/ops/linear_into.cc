@@ -28,8 +28,8 @@ Dtype DtypeOfBytes(int bytes, bool bfloat) {
 
 extern "C" {
 
-// sizes: m, n, k, then the pitches of x, W and out in elements. Returns 0 on success.
-int nvgpu_linear_into(int bytes, int bfloat, const int64_t* sizes, const void* x, const void* weight,
+// sizes: m, n, k, then the pitches of x, W and out in elements. gelu: its tanh form behind it. Returns 0 on success.
+int nvgpu_linear_into(int bytes, int bfloat, int gelu, const int64_t* sizes, const void* x, const void* weight,
                       const void* bias, void* out, void* stream) {
   using namespace nvgpu;
   const C_Status status = Guarded("linear_into", [&] {
@@ -42,7 +42,7 @@ int nvgpu_linear_into(int bytes, int bfloat, const int64_t* sizes, const void* x
       held = std::make_unique<Memory>(wanted);
       return held->pointer;
     };
-    if (!GemmBias(DtypeOfBytes(bytes, bfloat), shape, Epilogue::kBias, x, weight, bias, out, scratch,
+    if (!GemmBias(DtypeOfBytes(bytes, bfloat), shape, gelu ? Epilogue::kBiasGelu : Epilogue::kBias, x, weight, bias, out, scratch,
                   reinterpret_cast<cudaStream_t>(stream)))
       throw std::runtime_error("cuBLASLt has no kernel for this product");
   });
