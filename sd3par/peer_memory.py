@@ -194,21 +194,16 @@ class Post:
         self._side = device.Side()
         self.under_way = False  # whether something was sent that was not received yet
 
-    def copy(self, parts: list[tuple[Tensor, int]]) -> None:
-        """Begins to copy tensors, [...] each, to addresses, once all that was asked for before is done.
+    def send(self, parts: list[tuple[Tensor, int]]) -> None:
+        """Copies tensors, [...] each without gaps, to addresses, once all that was asked for before is done.
 
-        Whoever overwrites one of them must have received something sent behind it.
+        Nobody may overwrite one of them before this process has received what the others send with it.
         """
+        self.under_way = True
         if not self._mesh.alone:
             self._side.follow()
             for x, address in parts:
                 self._side.copy(x, address)
-
-    def send(self) -> None:
-        """Tells the others, when it is so, that they have all that was asked for before: copies and stores."""
-        self.under_way = True
-        if not self._mesh.alone:
-            self._side.follow()
             kernels.tell(self._flags.own, self._targets, self._side.handle)
 
     def receive(self) -> None:

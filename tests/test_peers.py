@@ -212,17 +212,33 @@ def without_receiving(method: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def told_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets ranks tell what they have sent before they send it."""
+    """Lets ranks tell what they send before they send it."""
     monkeypatch.setattr(copied_sums, "LEAST_TOKENS", LEAST_TOKENS)
-    copy = Post.copy
-    monkeypatch.setattr(Post, "copy", lambda self, parts: (self.send(), copy(self, parts)))
-    monkeypatch.setattr(Post, "send", lambda self, send=Post.send: None if self.under_way else send(self))
+    send = Post.send
+
+    def harmed(self: Post, parts: list[tuple[paddle.Tensor, int]]) -> None:
+        send(self, [])
+        for x, address in parts:
+            self._side.copy(x, address)
+
+    monkeypatch.setattr(Post, "send", harmed)
+
+
+def few_are_copied(harm: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Returns that harm where few tokens are as many as are copied."""
+
+    def both(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(copied_sums, "LEAST_TOKENS", LEAST_TOKENS)
+        harm(monkeypatch)
+
+    return both
 
 
 HARMS = {
-    "parts received": (without_receiving("norm"), 2, 1),
-    "norms received": (without_receiving("multiply"), 2, 1),
-    "told too early": (told_too_early, 2, 1),
+    "copied norms": (without_receiving("multiply"), 2, 1),
+    "copied norms, told too early": (told_too_early, 2, 1),
+    "parts, norms copied": (few_are_copied(without_meeting(CopiedSums, "add")), 2, 1),
+    "last norm, norms copied": (few_are_copied(without_meeting(CopiedSums, "norm")), 2, 1),
     "heads": (without_meeting(PeerExchange, "project"), 1, 2),
     "mixed tokens": (without_meeting(PeerExchange, "attend"), 1, 2),
     "norms": (without_meeting(PeerSums, "norm"), 3, 1),
