@@ -198,33 +198,6 @@ class Event:
         return self._event.elapsed_ms(later._event)
 
 
-class Side:
-    """A stream for copies beside the other work of the current device, an NVIDIA GPU; a recording takes it in.
-
-    handle: CUDA's.
-    """
-
-    def __init__(self) -> None:
-        index = current_index()
-        self._stream = cuda_driver.Stream(index)
-        self._begin, self._end = (cuda_driver.Event(index, timed=False) for _ in range(2))
-        self.handle = self._stream.handle
-
-    def follow(self) -> None:
-        """Lets what it is given from now on wait for all that Paddle's stream has been given."""
-        self._begin.record(stream_handle())
-        self._begin.hold(self.handle)
-
-    def copy(self, x: paddle.Tensor, address: int) -> None:
-        """Copies x: [...], without gaps, to an address in this device's memory or mapped from another's."""
-        cuda_driver.copy(address, x.data_ptr(), x.size * x.element_size(), self.handle)
-
-    def join(self) -> None:
-        """Lets what Paddle's stream is given from now on wait for all that this one has been given."""
-        self._end.record(self.handle)
-        self._end.hold(stream_handle())
-
-
 def why_no_graphs(device: Device) -> str:
     """Returns why nothing can be recorded on a device, "" where it can."""
     if device.kind == "cpu":

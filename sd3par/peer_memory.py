@@ -17,6 +17,7 @@ from sd3par.errors import shorten
 from sd3par.heartbeat import machine
 from sd3par.mesh import Axis, Mesh
 from sd3par.rehearsal import agree, attempt
+from sd3par.side import Side
 
 ALIGNED = 128  # elements: where a tensor of shared memory begins, for the widest loads
 # CUDA lets nobody free what another process maps, and nobody here unmaps: it stays, also when its model is gone.
@@ -191,7 +192,7 @@ class Post:
         self._mesh = mesh
         self._flags = share(mesh, axis, axis.size + 2, "int32")  # as `kernels.tell` has them
         self._targets = self._flags.everywhere(axis.rank)
-        self._side = device.Side()
+        self._side = Side()
         self.under_way = False  # whether something was sent that was not received yet
 
     def send(self, parts: list[tuple[Tensor, int]]) -> None:

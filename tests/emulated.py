@@ -15,7 +15,7 @@ import paddle
 import pytest
 from paddle import Tensor
 
-from sd3par import cuda_driver, device, kernels, peer_memory
+from sd3par import cuda_driver, kernels, peer_memory
 from sd3par.kernels import Copies, Product, Rectangle, Scattered, Stream
 from sd3par.kernels.adaln import adaln_reference
 from sd3par.kernels.attention import attention_reference
@@ -79,7 +79,7 @@ class Memory(NamedTuple):
 
 
 class Side:
-    """As `device.Side`: what is given to it happens at once, or as late as it may: when the other work waits for it.
+    """As `sd3par.side.Side`: what it is given happens at once, or as late as it may: when the other work waits for it.
 
     It knows, and comes after, what had come before the last `follow` alone.
     """
@@ -138,7 +138,7 @@ class Emulation:
         monkeypatch.setattr(cuda_driver, "export_memory", self._export)
         monkeypatch.setattr(cuda_driver, "import_memory", self._import)
         monkeypatch.setattr(kernels, "why_no_peers", lambda dtype: "")
-        monkeypatch.setattr(device, "Side", lambda: Side(self, late))
+        monkeypatch.setattr(peer_memory, "Side", lambda: Side(self, late))
         for name in ("meet", "tell", "hear", "linear_to", "linear_into", "attention", "adaln", "gated_sum_to",
                      "split_heads"):  # fmt: skip
             monkeypatch.setattr(kernels, name, getattr(self, f"_{name}"))
