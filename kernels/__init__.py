@@ -56,8 +56,8 @@ from sd3par.kernels.patch_embed import MAX_FEATURES, patch_embed_reference, patc
 from sd3par.kernels.qkv import split_heads_reference, split_heads_triton
 from sd3par.kernels.runtime import architecture, takes, why_not
 from sd3par.kernels.static import calls
-from sd3par.kernels.static.state import target, traced
 from sd3par.kernels.take_rows import take_rows_reference
+from sd3par.kernels.tracing import target, traced
 
 __all__ = [
     "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "Strip", "adaln", "attention", "conv3x3",

@@ -16,7 +16,7 @@ from sd3par.config import ModelConfig, require
 from sd3par.kernels.static import build, library, stand_ins
 from sd3par.kernels.static.build import triton_version
 from sd3par.kernels.static.stand_ins import Maps
-from sd3par.kernels.static.state import Target, targeted
+from sd3par.kernels.tracing import Target, targeted
 
 __all__ = [
     "ARCHITECTURES", "Maps", "load_operators", "tracing", "triton_version",

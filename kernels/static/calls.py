@@ -17,7 +17,7 @@ from sd3par.kernels.group_norm_silu import MAX_CHANNELS
 from sd3par.kernels.linear import Product
 from sd3par.kernels.runtime import next_power_of_2
 from sd3par.kernels.static import origin
-from sd3par.kernels.static.state import target
+from sd3par.kernels.tracing import target
 
 _NONE = (-1, -1)  # the line of a vector that is not there
 _VECTORS = 5  # of a stream: a gate, and one or two modulations

@@ -57,6 +57,12 @@ class Programs:
             self.close()
             raise
 
+    @property
+    def alone(self) -> bool:
+        """Returns whether they run on the CPU and meet no other rank's."""
+        manifest = self._export.manifest
+        return manifest.target == "cpu" and manifest.parallel.world == 1
+
     def load(self, name: str) -> Program | None:
         """Returns a program, which `fill` completes; None where another rank runs it."""
         pair = self._mine[name]
@@ -122,6 +128,9 @@ def _loaded(
 
         peers = PeerMemory(mesh, config.dim, dtype, bool(config.dual_attention_layers))
     prepare, step = map(programs.must, TRANSFORMER)
+    if programs.alone:
+        for program in (prepare, step):
+            program.get_ready()
     transformer = StaticTransformer(config, mesh, dtype, prepare, step, peers)
     text = load_static_text(files, programs.load, dtype, mesh)
     return transformer, StaticVAE(vae, mesh, *map(programs.must, VAE)), text

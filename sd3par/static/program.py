@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import paddle
 from paddle import Tensor
@@ -49,12 +51,31 @@ class Program:
         places = {name: place for place, name in enumerate(sorted(known.values()))}
         self._parameters[:] = [found[places[known[name]]] for name in self._holder.persistable_names]
 
+    def get_ready(self) -> None:
+        """Runs it once without parameters, on tensors of no rows and no tokens, and so computes nothing; before `fill`.
+
+        A first run makes the executor, which takes as long as a step of 0.2 s; here other threads read parameters
+        meanwhile. For programs on the CPU that meet no other rank.
+        """
+        self._parameters[:] = _stand_ins(self._holder.persistable_vars)
+        self(*(paddle.zeros([max(side, 0) for side in one.shape], one.dtype) for one in self._holder.input_vars))
+        self._parameters.clear()
+
     @paddle.no_grad()
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Returns what the program gives for `inputs`; may be recorded."""
         with _recordable():
             found = self._layer([one.contiguous() for one in inputs])
         return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def _stand_ins(variables: Sequence[Any]) -> list[Tensor]:
+    """Returns a tensor of the shape of each, of the same memory where they have the same dtype."""
+    most: dict[Any, int] = {}
+    for one in variables:
+        most[one.dtype] = max(most.get(one.dtype, 0), math.prod(one.shape))
+    rooms = {dtype: paddle.empty([count], dtype) for dtype, count in most.items()}
+    return [rooms[one.dtype][: math.prod(one.shape)].view(one.shape) for one in variables]
 
 
 def _recordable() -> AbstractContextManager[None]:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from sd3par.config import ParallelConfig
 from sd3par.errors import CheckpointError, ConfigError
 from sd3par.pipeline import SD3Pipeline
 from sd3par.static.export import Target, export
+from sd3par.static.load import Programs
 from sd3par.static.mesh import TracedMesh
+from sd3par.static.program import Program
 from sd3par.static.write import PARAMETERS
 from sd3par.weights import manifest, open_model
+from sd3par.weights.export_files import Export
 from sd3par.weights.manifest import MANIFEST, Manifest
 from tests import tolerances
 from tests.ranks import ROOT
@@ -173,6 +177,23 @@ def test_a_lost_collective_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_folder_that_exists(folder: Path) -> None:
     with pytest.raises(ConfigError, match="a folder that does not exist yet"):
         exports.write(folder)
+
+
+def test_what_steps_take_gets_ready_before_parameters_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And keeps nothing of that; nothing is run where other ranks would have to."""
+    ready, kept = [], Program.get_ready
+
+    def counted(program: Program) -> None:
+        kept(program)
+        ready.append((program._path.name, len(program._parameters)))
+
+    monkeypatch.setattr(Program, "get_ready", counted)
+    SD3Pipeline.from_pretrained(folder, text_encoder_3=False)
+    assert ready == [("prepare-0.json", 0), ("step-0.json", 0)]
+    export = Export.open(folder)
+    for other in ({"dp": 2}, {"target": "cuda", "architectures": (90,)}):
+        changed = replace(export.manifest, programs={}, configs={}, **other)
+        assert not Programs(replace(export, manifest=changed), 0, ()).alone
 
 
 def test_without_t5_or_any_text_encoder(folder: Path, tmp_path: Path) -> None:

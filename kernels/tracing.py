@@ -1,4 +1,4 @@
-"""Whether a program is being traced for a GPU."""
+"""Whether a program is being traced, and for what."""
 
 from __future__ import annotations
 
@@ -42,3 +42,8 @@ def target() -> Target | None:
 def traced(x: Tensor) -> bool:
     """Returns whether `x` is a value of a program that is traced for a GPU, in half precision."""
     return _target.get() is not None and not paddle.in_dynamic_mode() and x.dtype in _HALF
+
+
+def traced_for_cpu() -> bool:
+    """Returns whether a program is traced that is for no GPU."""
+    return _target.get() is None and not paddle.in_dynamic_mode()
