@@ -113,6 +113,33 @@ def test_compared_once(path: Path, cache: Path, hashing: Hashing, target: str) -
     assert hashing.bytes == path.stat().st_size
 
 
+def test_mapped_files_reach_a_device(path: Path, cache: Path, dry_plugin: Path) -> None:
+    """From places in a file that no dtype divides; the first start reads, the second one maps."""
+    code = """if True:
+        import sys
+        from pathlib import Path
+        import paddle
+        from sd3par.static import checked, reader
+        from tests.static import test_checked
+        reader.BLOCK, checked.SETTLED_NS = 64, 0
+        paddle.set_device("nvgpu:0")
+        path = Path(sys.argv[1])
+        for known in (False, True):
+            found = test_checked.opened(path, test_checked.digests(path), "cuda")
+            assert (found._files[path.name].mapped is not None) == known
+            tensors = list(test_checked.tensors(found, path.name))
+            found.close()
+            assert all(one.place.is_custom_place() for one in tensors)
+            print([one.numpy().tolist() for one in tensors])
+    """
+    environment = {**os.environ, "CUSTOM_DEVICE_ROOT": str(dry_plugin), "GLOG_minloglevel": "2"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(path)], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == 2 * [str([[float(index + at) for at in range(size)] for index, size in
+                                                 enumerate(SIZES)])]  # fmt: skip
+
+
 def test_everything_is_compared_again_without_the_cache(path: Path, cache: Path, hashing: Hashing) -> None:
     for _ in range(2):
         read(path, digests(path))
