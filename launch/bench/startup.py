@@ -30,8 +30,9 @@ Row = dict[str, Any]
 NAME = "startup"
 ABOUT = """\
 From the shell to a picture's file: of the model, and of what sd3par export makes of it, in turn. Three kinds of starts:
-cold (no compiled kernels), warm, and warm with a single step: its denoise is what comes before the loop, the recording
-and one replay. What the command's report does not name is imports: Python, Paddle, the device, and writing the file.
+cold (no compiled kernels, no parameters of the export compared yet), warm, and warm with a single step: its denoise is
+what comes before the loop, the recording and one replay. What the command's report does not name is imports: Python,
+Paddle, the device, and writing the file.
 Seconds are medians; cpu s is what all cores worked, the end of the process included."""
 PROMPT = "a red circle on a blue background"
 PARTS = ("load", "encode", "denoise", "decode")
