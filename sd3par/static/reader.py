@@ -161,10 +161,11 @@ class Reader:
     def _read_on(self, blocks: int) -> None:
         """Lets the first `blocks` blocks be read."""
         for file, block in self._blocks[len(self._reads) : blocks]:
-            if file.mapped is not None:
+            if file.mapped is None:
+                views = list(file.views(block))
+                self._reads.append(self._pool.submit(_read, file, block, views, file.digests[block]))
+            else:
                 self._reads.append(self._pool.submit(_populate, file, block))
-                continue
-            self._reads.append(self._pool.submit(_read, file, block, list(file.views(block)), file.digests[block]))
 
 
 def parameters_of(manifest: Manifest, rank: int, names: Sequence[str]) -> list[str]:
