@@ -10,7 +10,7 @@ from sd3par import __version__
 from sd3par.errors import ConfigError
 from sd3par.launch import endings
 from sd3par.launch.endings import Place
-from sd3par.launch.environment import prepare_process
+from sd3par.launch.environment import importing, prepare_process
 
 HELP = """\
 usage: sd3par COMMAND ...
@@ -69,7 +69,8 @@ def generate(argv: Sequence[str]) -> int:
     job = Job.of(options)
     if job.parallel.world == 1 and options.devices is None:
         return work(job, Place())
-    job.check(writes=True)
+    with importing():
+        job.check(writes=True)
     endings.prepare(Place())
     from sd3par.launch.spawn import spawn
 

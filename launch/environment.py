@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Warnings of Paddle's that concern nobody here: at import, and where a plug-in has no GPU.
@@ -31,6 +34,20 @@ def prepare_process(processes: int) -> None:
     quiet = {"GLOG_minloglevel": "2"}  # Paddle logs every connection and flag; what goes wrong it raises
     for name, value in (cpu_environment(processes) | quiet).items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Within it Python looks for no garbage, and later not among what was made there: for what imports Paddle.
+
+    There is none to speak of, and looking took a seventh of the time: of a core 0.66 s with it, 0.56 s without.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _amd_with_avx2() -> bool:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from sd3par.launch import endings
 from sd3par.launch.endings import Place
+from sd3par.launch.environment import importing
 from sd3par.launch.flags import DEFAULT_PROMPT, render_parser
 from sd3par.launch.job import Job
 from sd3par.plan import check_world
@@ -57,10 +58,11 @@ def attach(place: Place) -> None:
 
 def _work(job: Job, place: Place) -> int:
     with _reading(job, place) as job:
-        with place.door():
-            job = job.check(writes=place.rank == 0)
-        endings.prepare(place)
-        from sd3par.launch.render import render
+        with importing():
+            with place.door():
+                job = job.check(writes=place.rank == 0)
+            endings.prepare(place)
+            from sd3par.launch.render import render
 
         report = render(job)
     if place.rank == 0 and (job.options.benchmark is not None or not job.options.quiet):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import paddle
@@ -10,6 +13,10 @@ import pytest
 
 # Paddle's launcher counts an empty value as one GPU; tests run on the CPU, and so do the processes that they start.
 os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+# What tests and their processes remember of files is not the user's.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sd3par-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

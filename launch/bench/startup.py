@@ -30,9 +30,10 @@ Row = dict[str, Any]
 NAME = "startup"
 ABOUT = """\
 From the shell to a picture's file: of the model, and of what sd3par export makes of it, in turn. Three kinds of starts:
-cold (no compiled kernels), warm, and warm with a single step: its denoise is what comes before the loop, the recording
-and one replay. What the command's report does not name is imports: Python, Paddle, the device, and writing the file.
-Seconds are medians; cpu s is what all cores worked, the end of the process included."""
+cold (no compiled kernels, no parameters of the export compared yet), warm, and warm with a single step: its denoise is
+what comes before the loop, the recording and one replay. What the command's report does not name is imports: Python,
+Paddle, the device, and writing the file. Seconds are medians; cpu s is what all cores worked, the end of the process
+included."""
 PROMPT = "a red circle on a blue background"
 PARTS = ("load", "encode", "denoise", "decode")
 SECONDS = ("imports", *PARTS, "file", "process", "cpu")
@@ -86,16 +87,17 @@ def starts(
     Args:
         models: flags that name one.
         repeats: of warm starts; each model has one cold one before.
-        quiet_s: for how long starts are made again during which others used the machine.
+        quiet_s: for how long starts are made again during which others used the machine; not cold ones, which would not
+            be cold any more.
     """
     pairs, quiet = [(model, folder / f"triton{index}") for index, model in enumerate(models)], Quiet(quiet_s)
     for kind, steps, times in (
         ("cold", request.steps, 1), ("warm", request.steps, repeats), ("warm, one step", 1, repeats),
     ):  # fmt: skip
         flags = replace(request, steps=steps).flags
+        measure = quiet.measure if kind != "cold" else Quiet(0.0).measure
         found = [
-            [quiet.measure(partial(run, [*model, *flags], folder, cache)) for model, cache in pairs]
-            for _ in range(times)
+            [measure(partial(run, [*model, *flags], folder, cache)) for model, cache in pairs] for _ in range(times)
         ]
         yield from ({"start": kind, "steps": steps, **median(rows)} for rows in zip(*found, strict=True))
 

@@ -23,7 +23,7 @@ def tensors(reader: Reader, name: str) -> Iterator[Tensor]:
         yield on_device(_tensor(entry, memory))
 
 
-def _tensor(entry: Entry, memory: mmap.mmap) -> Tensor:
+def _tensor(entry: Entry, memory: mmap.mmap | memoryview) -> Tensor:
     """Returns a CPU tensor of an entry's shape and dtype in its memory."""
     dtype = np.int16 if entry.dtype == "bfloat16" else entry.dtype  # NumPy has none of that
     values = np.frombuffer(memory, dtype, np.prod(entry.shape, dtype=int)).reshape(entry.shape)
