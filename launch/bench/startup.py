@@ -29,7 +29,8 @@ from sd3par.launch.report import table
 Row = dict[str, Any]
 NAME = "startup"
 ABOUT = """\
-From the shell to a picture's file: of the model, and of what sd3par export makes of it, in turn. Three kinds of starts:
+From the shell to a picture's file: of the model, and of what sd3par export makes of it, in turn, both from files (those
+of made-up weights are written before, next to the export's: 2 x 15 GB for sd3-medium). Three kinds of starts:
 cold (no compiled kernels, no parameters of the export compared yet), warm, and warm with a single step: its denoise is
 what comes before the loop, the recording and one replay. What the command's report does not name is imports: Python,
 Paddle, the device, and writing the file. Seconds are medians; cpu s is what all cores worked, the end of the process
@@ -110,6 +111,17 @@ def median(rows: Sequence[Row]) -> Row:
     return {"engine": rows[0]["engine"], **row, "repeats": len(rows), "spread": spread, "others": others}
 
 
+def as_files(model: Sequence[str], folder: Path) -> list[str]:
+    """Returns flags that name files of a model; made-up weights are written into a folder."""
+    if model[0] != "--random_weights":
+        return list(model)
+    words = [sys.executable, "-m", "sd3par.launch.bench.made", model[1], str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{model[1]} was not written: {done.stderr[-2000:]}")
+    return ["--model", str(folder)]
+
+
 def exported(model: Sequence[str], folder: Path) -> list[str]:
     """Exports a model into a folder; returns the flags that name the export."""
     _command("export", *model, "--out", str(folder), "--quiet")
@@ -154,7 +166,8 @@ def measure(
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        models = [list(model)] + ([] if alone else [exported(model, folder / "export")])
+        files = as_files(model, folder / "model")
+        models = [files] + ([] if alone else [exported(files, folder / "export")])
         for row in starts(models, request, repeats, quiet_s, folder):
             rows.append({"images": 1, **row})
             add(rows[-1])
