@@ -22,8 +22,9 @@ from sd3par.peer_memory import Post, Rooms, Shared
 from sd3par.peer_sums import PeerSums
 from sd3par.sums import Branch, GatedBranches
 
-# Of the image, in all rows. On two H200s, a recorded step of SD3-medium with copies and without: 18.86 and 19.42 ms
-# with 8192, but 6.84 and 5.43 with 2048, where one launch makes the products of both streams.
+# Of the image, in all rows. A recorded step of SD3-medium on two H200s took 18.86 ms with copies and 19.42 without for
+# 8192 tokens, but 6.84 and 5.43 for 2048, where one launch makes the products of both streams (as this was first
+# written; benchmarks/gpu/copied.py measures it).
 LEAST_TOKENS = 8192
 
 

@@ -132,7 +132,7 @@ def sums(mesh: Mesh, rows: int) -> None:
     found, results = {}, {}
     ways: list[tuple[str, Any]] = [("collective", Sums(mesh)), ("peer", PeerSums(mesh, DIM, DTYPE))]
     for name, way in ways:
-        held = [way.held(x) for x in streams]
+        held = way.held(streams)
 
         def norm(parts: list[Tensor], way: Any = way, held: list[Tensor] = held) -> list[Tensor]:
             """parts: what `add` gives -> norms, [R, t, D] each."""
