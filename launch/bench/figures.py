@@ -23,6 +23,7 @@ STYLE = {
     "axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": "sd3par", "svg.fonttype": "none",
 }  # fmt: skip
 MOST_SERIES, GREY = 6, "#888888"
+NEAR = 0.5  # names of points this close would cover each other
 
 
 def scaling(rows: Sequence[Row]) -> Figure | None:
@@ -31,6 +32,7 @@ def scaling(rows: Sequence[Row]) -> Figure | None:
     if not series:
         return None
     figure, axes = _figure(3, 5.2)
+    said: list[tuple[str, float, float]] = []
     cards = sorted({world for points in series.values() for world in points})
     axes[1].plot(cards, cards, "--", color=GREY)
     axes[1].annotate("ideal", (cards[-1], cards[-1]), ha="right", va="bottom", xytext=(-12, -4),
@@ -44,13 +46,22 @@ def scaling(rows: Sequence[Row]) -> Figure | None:
         for axis, values in zip(axes, (loops, ratios, shares), strict=True):
             axis.plot(worlds, values, "o-", color=colour, label=name)
         for world, ratio in zip(worlds[1:], ratios[1:], strict=True):
-            axes[1].annotate(name_of(points[world][0]), (world, ratio), xytext=(5, -13), textcoords="offset points",
-                             fontsize=8, color=colour)  # fmt: skip
+            _say(axes[1], name_of(points[world][0]), (world, ratio), colour, said)
     for axis, title in zip(axes, ("seconds of a loop", "times one card", "efficiency, %"), strict=True):
         axis.set(xlabel="cards", title=title, xlim=(0.6, cards[-1] + 0.9), xticks=cards)
         _from_zero(axis)
     axes[0].legend(fontsize=8)
     return _signed(figure, [row for points in series.values() for row, _ in points.values()])
+
+
+def _say(
+    axis: Axes, name: str, place: tuple[float, float], colour: str, said: list[tuple[str, float, float]]
+) -> None:  # fmt: skip
+    """Writes a name below a point, unless it stands there already."""
+    x, y = place
+    if not any(name == other and x == at and abs(y - height) < NEAR for other, at, height in said):
+        said.append((name, x, y))
+        axis.annotate(name, place, xytext=(5, -13), textcoords="offset points", fontsize=8, color=colour)
 
 
 def batch(rows: Sequence[Row]) -> Figure | None:
