@@ -66,9 +66,8 @@ def percent(predicted: float, measured: float) -> str:
     return f"{100 * (predicted / measured - 1):+.1f} %"
 
 
-def measured(folder: Path) -> list[Row]:
-    """Returns the newest row of ours of each case, recorded steps alone, of the results in `folder`."""
-    newest: dict[tuple[Any, ...], Row] = {}
+def loops(folder: Path) -> Iterator[Row]:
+    """Yields rows of ours with recorded steps and today's transport, of the results in `folder`."""
     for file in (folder / "loop.jsonl", folder / "parallel.jsonl"):
         for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
             row = json.loads(line)
@@ -79,10 +78,17 @@ def measured(folder: Path) -> list[Row]:
                 continue
             if row["world"] > 1 and "transport" not in row:  # from before there was any
                 continue
-            names = ("model", "height", "width", "images", "guidance", "text_tokens", "steps", "dp", "mp", "sp")
-            case = tuple(row[name] for name in names)
-            if case not in newest or newest[case]["when"] <= row["when"]:
-                newest[case] = row
+            yield row
+
+
+def newest_of(rows: Iterable[Row]) -> list[Row]:
+    """Returns the newest row of each case."""
+    newest: dict[tuple[Any, ...], Row] = {}
+    names = ("model", "height", "width", "images", "guidance", "text_tokens", "steps", "dp", "mp", "sp")
+    for row in rows:
+        case = tuple(row[name] for name in names)
+        if case not in newest or newest[case]["when"] <= row["when"]:
+            newest[case] = row
     return sorted(newest.values(), key=lambda row: (MODELS.index(row["model"]), row["images"], row["height"],
                                                     row["world"], row["loop_s"]))  # fmt: skip
 
@@ -105,10 +111,10 @@ def calibration() -> Iterator[tuple[str, ...]]:
 
 
 def comparison(rows: list[Row]) -> Iterator[tuple[str, ...]]:
-    """Yields each measured row beside the prediction; ratios are of one card in the same run."""
+    """Yields the newest row of each case beside the prediction; ratios are of one card in the same run."""
     alone = {(row["run_id"], row["model"], row["height"], row["width"], row["images"]): row["loop_s"]
              for row in rows if row["world"] == 1}  # fmt: skip
-    for row in rows:
+    for row in newest_of(rows):
         model = config_of(row["model"])
         tokens = row["height"] * row["width"] // 256
         work = Work(model, tokens, row["text_tokens"], row["images"], row["guidance"] > 1, row["steps"])
@@ -182,7 +188,7 @@ def hosts(network: Network) -> Iterator[tuple[str, ...]]:
 
 def page(network: Network, folder: Path) -> str:
     """Returns the document."""
-    rows = measured(folder)
+    rows = list(loops(folder))
     parts = {
         "CALIBRATION": table(("what", "measured", "model", "error"), calibration()),
         "MEASURED": table(("what", "mesh", "cards", "loop s", "image s", "to one card", "peak GiB", "model s", "error",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS
-from sd3par.launch.bench import compare, startup, table
+from sd3par.launch.bench import compare, quality, startup, table
 from sd3par.launch.bench.case import name_of
 from sd3par.launch.bench.kinds import KINDS
 from sd3par.launch.bench.results import newest, read
@@ -102,11 +102,20 @@ def starts(rows: Sequence[Row]) -> str:
     return f"{first['model']}; {first['cpu']}; run {first['run_id']}\n\n{table.as_markdown(startup.shown(found))}"
 
 
+def pictures(rows: Sequence[Row]) -> str:
+    """Returns the newest run of pictures beside those of one device."""
+    found = newest([row for row in rows if row["bench"] == quality.NAME], "bench").get((quality.NAME,))
+    if found is None:
+        return MISSING
+    first = found[0]
+    return f"{first['model']}; {first['gpu']}; run {first['run_id']}\n\n{table.as_markdown(quality.cells(found))}"
+
+
 def page(results: Path, on_the_cpu: Path = RESULTS / "cpu") -> str:
     """Returns the whole page."""
     rows = read([str(results)])
     text = (HERE / "tables_text.md").read_text(encoding="utf-8")
-    values = {"A100": beside(rows, 512, 50, A100), "A800": beside(rows, 1024, 20, A800), "TRIALS": trials(rows),
+    values = {"A100": beside(rows, 512, 50, A100), "A800": beside(rows, 1024, 20, A800), "TRIALS": trials(rows), "QUALITY": pictures(rows),
               "AGREEMENT": agreement(rows), "STARTUP": starts(read([str(on_the_cpu)]))}  # fmt: skip
     values |= {name.upper(): kind(rows, name) for name in KINDS if name != "trials"}
     for name, value in values.items():

@@ -73,9 +73,10 @@ def test_page_shows_the_newest_rows(tmp_path: Path) -> None:
     ]  # fmt: skip
     del rows[5]["loop_s"]
     (tmp_path / "parallel.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
-    found = scaling.measured(tmp_path)
+    every = list(scaling.loops(tmp_path))
+    found = scaling.newest_of(every)
     assert [(each["dp"], each["loop_s"]) for each in found] == [(1, 0.9), (2, 0.45)]
-    lines = list(scaling.comparison(found))
+    lines = list(scaling.comparison(every))
     assert lines[1][:6] == ("sd3-medium, 1 of 1024 x 1024", "dp2", "2", "0.450", "1.000", "2.00")
     page = scaling.page(step_time.ONE_HOST, tmp_path)
     assert "| dp2 | 2 | 0.450 |" in page and "{" not in page
