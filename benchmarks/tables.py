@@ -115,7 +115,8 @@ def page(results: Path, on_the_cpu: Path = RESULTS / "cpu") -> str:
     """Returns the whole page."""
     rows = read([str(results)])
     text = (HERE / "tables_text.md").read_text(encoding="utf-8")
-    values = {"A100": beside(rows, 512, 50, A100), "A800": beside(rows, 1024, 20, A800), "TRIALS": trials(rows), "QUALITY": pictures(rows),
+    values = {"A100": beside(rows, 512, 50, A100), "A800": beside(rows, 1024, 20, A800), "TRIALS": trials(rows),
+              "QUALITY": pictures(rows),
               "AGREEMENT": agreement(rows), "STARTUP": starts(read([str(on_the_cpu)]))}  # fmt: skip
     values |= {name.upper(): kind(rows, name) for name in KINDS if name != "trials"}
     for name, value in values.items():
