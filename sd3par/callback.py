@@ -30,8 +30,15 @@ class Callback:
         self.steps = 0
 
     def __call__(self, index: int, timestep: float, latents: Tensor) -> tuple[Tensor | None, bool]:
-        """latents: [B, C, h, w] -> those to go on with, None for the same, and whether to stop."""
-        self.steps, stop = index + 1, False
+        """latents: [B, C, h, w] -> those to go on with, None for the same, and whether a rank asked to stop."""
+        self.steps, mesh = index + 1, self._pipe.mesh
+        with self._pipe.watchdog.alike(mesh, f"callback of step {index}"):
+            changed, stop = self._called(index, timestep, latents)
+            return changed, stopped(mesh, stop, changed is not None)
+
+    def _called(self, index: int, timestep: float, latents: Tensor) -> tuple[Tensor | None, bool]:
+        """The same of this rank alone."""
+        stop = False
         try:
             returned = self._function(self._pipe, index, timestep, {"latents": latents})
         except Cancelled:

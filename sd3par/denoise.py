@@ -14,7 +14,6 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from sd3par.callback import stopped
 from sd3par.captured import Call, directly
 from sd3par.conditions import Conditions, Step, gather_tokens, patchify, shard, unpatchify
 from sd3par.config import ModelConfig
@@ -25,7 +24,7 @@ from sd3par.ranges import span
 from sd3par.scheduler import Schedule
 from sd3par.text import TextStates
 
-# (index, timestep, all latents [B, C, h, w]) -> latents to go on with or None, and whether to stop.
+# (index, timestep, all latents [B, C, h, w]) -> latents to go on with or None, and whether to stop; alike on all ranks.
 OnStep = Callable[[int, float, Tensor], "tuple[Tensor | None, bool]"]
 MODULATION_BYTES = 1 << 30  # held at a time; SD3-medium with guidance takes 3.5 MB a step and image in fp32
 
@@ -165,5 +164,4 @@ class Denoiser:
     def _report(self, tokens: Tensor, index: int, on_step: OnStep) -> tuple[Tensor, bool]:
         """Returns the tokens to go on with and whether a rank asked to stop."""
         changed, stop = on_step(index, float(self.plan.timesteps[index]), self.gather(tokens))
-        stop = stopped(self.mesh, stop, changed is not None)
         return tokens if changed is None else self.scatter(changed.astype("float32")), stop

@@ -154,8 +154,8 @@ class Mesh:
         every = self.all_gather(self.world, paddle.to_tensor(mine)).numpy().astype(np.uint8)
         return [row.tobytes().decode("ascii").rstrip() for row in every]
 
-    def meet(self, where: str) -> None:
-        """Waits until every process has come to `where`, for up to `MEET_TIMEOUT_S`: ranks load at different speeds.
+    def meet(self, where: str, timeout_s: float = MEET_TIMEOUT_S) -> None:
+        """Waits until every process has come to `where`, for so long: ranks load at different speeds.
 
         Raises:
             RankFailure: one did not come.
@@ -164,13 +164,13 @@ class Mesh:
             return
         from paddle.distributed import collective
 
-        store, end = collective._default_store, time.monotonic() + MEET_TIMEOUT_S
+        store, end = collective._default_store, time.monotonic() + timeout_s
         turn = store.add(f"sd3par/{where}/{self.world.rank}", 1)  # a key of its own for each meeting
         key = f"sd3par/{where}/turn {turn}"
         store.add(key, 1)
         while store.add(key, 0) < self.world.size:
             if time.monotonic() > end:
-                raise RankFailure(f"not all processes came to {where!r} within {MEET_TIMEOUT_S} s")
+                raise RankFailure(f"not all processes came to {where!r} within {timeout_s:g} s")
             time.sleep(0.02)
 
     def barrier(self) -> None:

@@ -198,7 +198,10 @@ class SD3Pipeline:
         callback_on_step_end: StepCallback | None = None,
         progress: bool = True,
     ) -> GenerationOutput:
-        """Renders a request; see `__call__`. An error on this rank alone is told to the others, which end with it."""
+        """Renders a request; see `__call__`. An error on this rank alone is told to the others, which end with it.
+
+        What all raise alike, a callback's error or that of pictures that are not finite, ends the request only.
+        """
         with self._door():
             check_result(output_type, callback_on_step_end)
             admitted = self._admit(request, inputs, output_type, callback_on_step_end)
@@ -295,9 +298,10 @@ class SD3Pipeline:
         if output_type == "latent":
             return latents
         pixels = self.pixels(latents)
-        if output_type == "np":
-            return images.to_unit(pixels)
-        return [Image.fromarray(one) for one in images.to_uint8(pixels)]
+        with self.watchdog.alike(self.mesh, "pictures"):
+            if output_type == "np":
+                return images.to_unit(pixels)
+            return [Image.fromarray(one) for one in images.to_uint8(pixels)]
 
     @paddle.no_grad()
     def pixels(self, latents: Tensor) -> Tensor:

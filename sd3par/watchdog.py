@@ -15,12 +15,14 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import paddle
 
 from sd3par.config import RANK_TIMEOUTS_S, ParallelConfig, check_number
+from sd3par.device import synchronize
 from sd3par.errors import OutOfMemory, RankFailure, describe
 from sd3par.guard import Guard
 from sd3par.heartbeat import Kind, Line, Process, machine
@@ -30,6 +32,7 @@ from sd3par.watch import BEAT_S, News, Peer, Watch
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the request
 TIMEOUT_S = 20.0
 _NEWS_S = 3.0  # how long an error of a collective waits for the news that explains it
+ALIKE_S = 5.0  # how long an error waits for the others to raise it, too; gloo gives up on a rank after 30 s
 _LAST_WORDS_S = 5.0  # how long writing the reason may hold up the end of a process
 _LOST = re.compile(r"gloo|nccl|connection (reset|refused|closed)|broken pipe|timed? ?out", re.IGNORECASE)
 _PERHAPS_LOST = "CustomDevice error"  # all that Paddle says of an error behind a plug-in, NCCL's among them
@@ -47,6 +50,8 @@ class Watchdog:
         self._lock, self._over = threading.Lock(), threading.Event()
         self._failure = ""  # why this rank cannot go on
         self._waits_since: float | None = None  # for all others
+        self._asks: tuple[float, str] | None = None  # since when, with which error, it asks whether all have that
+        self._shared: Exception | None = None  # an error that all have
         self._thread = threading.Thread(target=self._look_out, name="sd3par-watchdog", daemon=True)
 
     @classmethod
@@ -97,7 +102,7 @@ class Watchdog:
     def told_of_errors(self) -> Iterator[None]:
         """Within it an error on this rank is told to the others, and an error that another rank caused names that rank.
 
-        OutOfMemory is one of all ranks, and nobody ends with it.
+        OutOfMemory is one of all ranks, as is what they raise `alike`, and nobody ends with it.
 
         Raises:
             RankFailure: a collective failed, and no rank is known to be lost; or this rank has failed before.
@@ -108,14 +113,62 @@ class Watchdog:
         except OutOfMemory:
             raise
         except BaseException as error:
+            if error is self._shared:
+                self._shared = None
+                raise
             peers = self._watch.peers
-            lost = bool(peers) and isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+            lost = bool(peers) and _names_lost(error)
             if (lost or (peers and _PERHAPS_LOST in str(error))) and not self._over.is_set():
                 time.sleep(_NEWS_S)  # where a rank is lost, the thread ends this process meanwhile, with the reason
             self.fail(describe(error))
             if lost:
                 raise RankFailure(f"rank {self.rank}: {describe(error)}{self._who_left()}") from error
             raise
+
+    @contextmanager
+    def alike(self, mesh: Mesh, where: str) -> Iterator[None]:
+        """Within it, and within `told_of_errors`, no rank of the mesh waits for another but in collectives of all.
+
+        An error that all ranks raise, the same at the same place, is one of what they were asked for: it passes
+        `told_of_errors`, and the mesh goes on. Nothing is sent unless there is an error, which waits for the others
+        for `ALIKE_S`. Where one does not raise it, perhaps because it waits for this rank, the error is told.
+
+        Args:
+            where: which place it is, for all ranks.
+        """
+        try:
+            yield
+        except OutOfMemory:
+            raise
+        except Exception as error:
+            if self._raised_by_all(mesh, where, error):
+                self._shared = error
+            raise
+
+    def _raised_by_all(self, mesh: Mesh, where: str, error: Exception) -> bool:
+        """Returns whether all ranks have come here with such an error, and their devices have done all their work.
+
+        A device that waits for one that failed elsewhere never has, and the thread ends this process: see `_unheard`.
+        """
+        if self._over.is_set() or isinstance(error, RankFailure) or _names_lost(error) or _PERHAPS_LOST in str(error):
+            return False
+        text = describe(error)
+        self._asks = time.monotonic(), text
+        try:
+            synchronize()
+            mesh.meet(f"{where} failed/{zlib.crc32(text.encode()):08x}", ALIKE_S)
+            return True
+        except RankFailure:
+            return False
+        finally:
+            self._asks = None
+
+    def _unheard(self) -> News | None:
+        """Returns an error for which this rank has waited too long, as its device does not end its work."""
+        asks = self._asks
+        if asks is None or time.monotonic() - asks[0] < 2 * ALIKE_S:
+            return None
+        return News(f"rank {self.rank}: {asks[1]}")
 
     @contextmanager
     def waiting_for_all(self) -> Iterator[None]:
@@ -167,7 +220,7 @@ class Watchdog:
             if time.monotonic() >= next_beat:
                 self._watch.tell(Kind.BEAT)
                 next_beat = time.monotonic() + BEAT_S
-            news = self._watch.look() or self._missed()
+            news = self._watch.look() or self._missed() or self._unheard()
             if any(peer.left for peer in self._watch.peers):  # the mesh comes to its end
                 self._guard.rest()
             else:
@@ -219,6 +272,11 @@ def _introduce(mesh: Mesh, line: Line) -> list[Peer]:
         address = socket.inet_ntoa(host.to_bytes(4, "big")), port
         peers.append(Peer(rank, address, pid, born if where == mine[-1] else 0, time.monotonic()))
     return [peer for peer in peers if peer.rank != mesh.world.rank]
+
+
+def _names_lost(error: BaseException) -> bool:
+    """Whether an error is that of a collective whose other rank may be lost."""
+    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
 def _exit_later() -> None:

@@ -11,14 +11,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 
 from sd3par.config import ParallelConfig
 from sd3par.errors import Sd3parError
 from sd3par.pipeline import SD3Pipeline
+from sd3par.watchdog import ALIKE_S
 from tests.arrays import array
 
 SMALL: dict[str, Any] = dict(prompt="a red circle", height=64, width=64, num_inference_steps=2, output_type="latent",
@@ -69,24 +72,69 @@ def loading() -> list[list[int]]:
     return found
 
 
+def nothing(*_: Any) -> None:
+    """A callback that does nothing."""
+
+
+def raises(error: Exception) -> Callable[..., Any]:
+    """Returns a callback that raises this error."""
+
+    def callback(*_: Any) -> None:
+        raise error
+
+    return callback
+
+
+def said(work: Callable[[], object]) -> str:
+    """Returns what `work` raises, or that it worked."""
+    try:
+        work()
+        return "works"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def alike() -> dict[str, str]:
+    """Returns how requests end that fail in the same way on all ranks, one after another, and one that follows."""
+    pipe = loaded()
+    rank, before = pipe.mesh.world.rank, drawn(pipe)
+    spoilt = {"latents": paddle.full([1, 16, 8, 8], np.nan)}
+
+    def late(_: SD3Pipeline, step: int, *__: Any) -> None:
+        time.sleep(rank * step)
+        _ = [0][step]
+
+    requests: dict[str, dict[str, Any]] = {
+        "not finite": dict(output_type="np", callback_on_step_end=lambda *_: spoilt),
+        "not finite again": dict(output_type="pil", callback_on_step_end=lambda *_: spoilt),
+        "raises": dict(callback_on_step_end=raises(KeyError("a mistake"))),
+        "second step": dict(callback_on_step_end=late),
+        "result": dict(callback_on_step_end=lambda *_: 3),
+        "some": dict(callback_on_step_end=lambda _, step, time, given: None if rank else given),
+    }
+    found = {name: said(lambda one=one: pipe(**(SMALL | one))) for name, one in requests.items()}
+    return found | {"then": "the same" if np.array_equal(drawn(pipe), before) else "another picture"}
+
+
+def drawn(pipe: SD3Pipeline) -> np.ndarray:
+    """Returns the latents [1, 16, 8, 8] of a request with a callback."""
+    latents: np.ndarray = pipe(**SMALL, callback_on_step_end=nothing).images.numpy()
+    return latents
+
+
+def unlike() -> list[str]:
+    """Returns what a rank says whose callback fails in other words than the other's, and then."""
+    pipe = loaded()
+    callback = raises(ValueError(f"rank {pipe.mesh.world.rank}"))
+    return [said(work) for work in (lambda: pipe(**SMALL, callback_on_step_end=callback), lambda: pipe(**SMALL))]
+
+
 def failure() -> list[str]:
     """Rank 0's callback fails, and its caller goes on: returns what it is told from then on."""
-
-    def mistake(*_: Any) -> None:
-        raise KeyError("a mistake")
-
-    pipe, said = loaded(), []
-    for work in (
-        lambda: pipe(**SMALL, callback_on_step_end=(lambda *_: time.sleep(9)) if pipe.mesh.world.rank else mistake),
-        lambda: pipe(**SMALL),
-        loaded,
-    ):
-        try:
-            work()
-            said.append("works")
-        except Exception as error:
-            said.append(f"{type(error).__name__}: {error}")
-    return said
+    pipe = loaded()
+    callback = (lambda *_: time.sleep(ALIKE_S + 4)) if pipe.mesh.world.rank else raises(KeyError("a mistake"))
+    works = (lambda: pipe(**SMALL, callback_on_step_end=callback), lambda: pipe(**SMALL), loaded)
+    return [said(work) for work in works]
 
 
 def death() -> str:
@@ -101,7 +149,8 @@ def death() -> str:
 
 def main() -> None:
     """Plays a scene."""
-    scenes = {"differences": lambda: differences(loaded()), "loading": loading, "failure": failure, "death": death}
+    scenes = {"differences": lambda: differences(loaded()), "loading": loading, "failure": failure, "death": death,
+              "alike": alike, "unlike": unlike}  # fmt: skip
     print("RESULT", json.dumps(scenes[sys.argv[1]]()), flush=True)
 
 

@@ -52,6 +52,32 @@ def test_a_rank_that_failed_alone_waits_for_nobody() -> None:
 
 
 @pytest.mark.slow
+def test_what_all_ranks_raise_alike_ends_a_request_and_not_the_mesh() -> None:
+    for found in map(result, ranks.run(2, "tests.door_worker", "alike")):
+        assert found["not finite"] == found["not finite again"]
+        assert found["not finite"].startswith("Sd3parError: a picture holds values that are not finite")
+        assert found["raises"] == "KeyError: 'a mistake'"
+        assert found["second step"] == "IndexError: list index out of range"
+        assert found["result"].startswith("ConfigError: callback_on_step_end: got int")
+        assert found["some"].startswith("ConfigError: callback_on_step_end: got latents of some ranks only")
+        assert found["then"] == "the same"
+
+
+@pytest.mark.slow
+def test_ranks_that_raise_other_errors_end_the_mesh() -> None:
+    """Nobody knows of two errors that none waits for the other."""
+    played = ranks.start(2, "tests.door_worker", "unlike")
+    printed = [rank.communicate(timeout=60)[0] for rank in played]
+    for rank, (process, text) in enumerate(zip(played, printed, strict=True)):
+        if process.returncode == EXIT_CODE:  # the other was the first to tell
+            assert f"ValueError: rank {1 - rank}" in text
+        else:
+            first, second = result(text)
+            assert (process.returncode, first) == (0, f"ValueError: rank {rank}")
+            assert second.startswith(f"RankFailure: rank {rank} failed before")
+
+
+@pytest.mark.slow
 def test_a_rank_that_dies_between_requests_is_named() -> None:
     first, second = ranks.start(2, "tests.door_worker", "death")
     printed = first.communicate(timeout=60)[0]

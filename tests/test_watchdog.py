@@ -17,7 +17,7 @@ from sd3par.errors import ConfigError, RankFailure, describe
 from sd3par.heartbeat import REASON_BYTES, Kind, Line, Message, Process, machine
 from sd3par.mesh import Mesh
 from sd3par.watch import Peer, Watch
-from sd3par.watchdog import EXIT_CODE, Watchdog
+from sd3par.watchdog import ALIKE_S, EXIT_CODE, Watchdog
 from tests.ranks import ROOT
 from tests.watchdog_ranks import GUARDED_S, SCENES, TIMEOUT_S, WORLD
 
@@ -69,6 +69,23 @@ def test_error_of_one_rank_is_told(played: Path) -> None:
     assert said(played, "raised", 1).startswith("raised ValueError: the cat ate it")
 
 
+def test_error_that_is_not_of_all_is_told_a_little_later(played: Path) -> None:
+    ends = endings(played, "unlike")
+    assert [end["code"] for end in ends] == [EXIT_CODE, 1, EXIT_CODE]
+    assert all(ALIKE_S < end["seconds"] < ALIKE_S + 4 for end in ends)
+    for rank in (0, 2):
+        assert said(played, "unlike", rank) == "rank 1: KeyError: 'no cat'\n"
+    assert said(played, "unlike", 1).startswith("raised KeyError: 'no cat'")
+
+
+def test_error_of_all_with_devices_that_wait_for_ever(played: Path) -> None:
+    ends = endings(played, "unheard")
+    assert [end["code"] for end in ends] == [EXIT_CODE] * WORLD
+    assert all(2 * ALIKE_S < end["seconds"] < 2 * ALIKE_S + 6 for end in ends)
+    for rank in range(WORLD):
+        assert re.fullmatch(r"rank \d: KeyError: 'no cat'\n", said(played, "unheard", rank))
+
+
 def test_failed_collective_names_the_dead_rank(played: Path) -> None:
     assert [end["code"] for end in endings(played, "reset")] == [EXIT_CODE, -signal.SIGKILL, EXIT_CODE]
     for rank in (0, 2):
@@ -92,7 +109,7 @@ def test_a_rank_that_finished_is_not_waited_for(played: Path) -> None:
     assert all(re.fullmatch(reason, text) for text in texts)
 
 
-@pytest.mark.parametrize("scene", ["agreed", "finished", "late", "busy", "suspended", "deaf_for_long"])
+@pytest.mark.parametrize("scene", ["agreed", "alike", "finished", "late", "busy", "suspended", "deaf_for_long"])
 def test_no_false_alarm(played: Path, scene: str) -> None:
     ends = endings(played, scene)
     assert [end["code"] for end in ends] == [0] * WORLD

@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 
 from sd3par import watchdog
-from sd3par.errors import OutOfMemory
+from sd3par.errors import OutOfMemory, RankFailure
 from sd3par.mesh import Axis
 from sd3par.watchdog import Watchdog
 
@@ -48,6 +48,14 @@ class FileMesh:
             time.sleep(0.01)
         rows = [json.loads((self._folder / f"row.{rank}").read_text()) for rank in range(WORLD)]
         return SimpleNamespace(numpy=lambda: np.array(rows, np.int64))
+
+    def meet(self, where: str, timeout_s: float) -> None:
+        place, end = f"met.{where.replace('/', '.')}", time.monotonic() + timeout_s
+        (self._folder / f"{place}.{self.world.rank}").touch()
+        while len(list(self._folder.glob(f"{place}.*"))) < WORLD:
+            if time.monotonic() > end:
+                raise RankFailure("not all came")
+            time.sleep(0.01)
 
 
 def blocked() -> None:
@@ -98,6 +106,29 @@ def agreed(dog: Watchdog, rank: int) -> None:
     with suppress(OutOfMemory), dog.told_of_errors():
         raise OutOfMemory("out of memory while denoising: rank 1: too much")
     busy(dog, rank)
+
+
+def alike(dog: Any, rank: int) -> None:
+    """All raise the same, rank 1 a little later, and go on."""
+    with suppress(KeyError), dog.told_of_errors(), dog.alike(dog.mesh, "here"):
+        time.sleep(rank == 1)
+        raise KeyError("no cat")
+    busy(dog, rank)
+
+
+def unlike(dog: Any, rank: int) -> None:
+    """Rank 1 raises what the others do not, which wait for it."""
+    with dog.told_of_errors(), dog.alike(dog.mesh, "here"):
+        if rank == 1:
+            raise KeyError("no cat")
+        blocked()
+
+
+def unheard(dog: Any, rank: int) -> None:
+    """All raise the same, but their devices wait for each other for ever."""
+    watchdog.synchronize = blocked
+    with dog.told_of_errors(), dog.alike(dog.mesh, "here"):
+        raise KeyError("no cat")
 
 
 def finished(dog: Watchdog, rank: int) -> None:
@@ -220,7 +251,8 @@ def aborted(dog: Watchdog, rank: int) -> None:
     os.abort()
 
 
-UNGUARDED = (killed, stopped, raised, reset, lost, agreed, finished, left_behind, late, busy, suspended, orphaned)
+UNGUARDED = (killed, stopped, raised, reset, lost, agreed, alike, unlike, unheard, finished, left_behind, late, busy,
+             suspended, orphaned)  # fmt: skip
 GUARDED = (deaf_killed, deaf_stopped, deaf_raised, deaf_for_long, stuck, stuck_at_last, aborted)
 SCENES: dict[str, Callable[[Watchdog, int], None]] = {scene.__name__: scene for scene in (*UNGUARDED, *GUARDED)}
 
@@ -247,8 +279,9 @@ def act(folder: Path, scene: str, rank: int) -> None:
     guarded = SCENES[scene] in GUARDED
     if not guarded:
         watchdog.Guard = mock.Mock()  # type: ignore[misc]
-    dog: Any = Watchdog.start(FileMesh(folder, rank), GUARDED_S if guarded else TIMEOUT_S)
-    dog.folder = folder
+    mesh: Any = FileMesh(folder, rank)
+    dog: Any = Watchdog.start(mesh, GUARDED_S if guarded else TIMEOUT_S)
+    dog.folder, dog.mesh = folder, mesh
     SCENES[scene](dog, rank)
 
 
