@@ -63,7 +63,8 @@ __all__ = [
     "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "Strip", "adaln", "attention", "conv3x3",
     "fold", "gated_sum", "gated_sum_to", "group_norm_silu", "group_norm_silu_strip", "guidance_euler", "hear", "linear",
     "linear_gelu", "linear_into", "linear_pair", "linear_to", "linears", "meet", "pack_strip", "patch_embed",
-    "split_heads", "take_rows", "tell", "upsample_conv3x3", "wants_channels_last", "why_no_peers", "why_not_triton",
+    "split_heads", "take_rows", "tell", "upsample_conv3x3", "wants_channels_last", "why_never_peers", "why_no_peers",
+    "why_not_triton",
 ]  # fmt: skip
 
 
@@ -77,10 +78,14 @@ def why_not_triton(kind: str | None = None) -> str:
 
 def why_no_peers(dtype: str) -> str:
     """Returns why kernels for models of a dtype cannot store to other GPUs' memory here, "" where they can."""
-    kind = device.current().split(":")[0]
+    return why_never_peers(dtype, device.current().split(":")[0]) or why_not_triton()
+
+
+def why_never_peers(dtype: str, kind: str) -> str:
+    """Returns the same of a kind of device, as far as it is known without one: it asks no driver."""
     if kind != "nvgpu":
         return f"on {kind} no kernels store to another process's memory"
-    return "only half precision has such kernels" if dtype == "float32" else why_not_triton()
+    return "only half precision has such kernels" if dtype == "float32" else ""
 
 
 def meet(flags: Tensor, targets: Tensor, trial: bool = False) -> None:

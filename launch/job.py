@@ -73,14 +73,16 @@ class Job:
         """Returns the model's files and the device to use; of the weights only headers are read.
 
         Raises:
-            ConfigError, CheckpointError: there is no such device, or the model is not for it, the engine or the mesh.
+            ConfigError, CheckpointError: there is no such device, or the model is not for it, the engine, the mesh
+                or the transport.
         """
-        from sd3par import engine, weights
+        from sd3par import auto, engine, weights
 
         options = self.options
         files = weights.open_model(self.model, options.tokenizers, text_encoder_3=not options.no_t5)
         engine.check_engine(options.engine, files)
         target = engine.choose_device(files, options.dtype, options.device)
+        auto.check_transport(self.parallel, target)
         if files.export is not None:
             files.export.manifest.check_mesh(self.parallel)
             files = dataclasses.replace(files, export=files.export.read_by(self.reader))

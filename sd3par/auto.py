@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sd3par.config import ModelConfig, ParallelConfig
+from sd3par.config import ModelConfig, ParallelConfig, require
 from sd3par.errors import ConfigError
 from sd3par.plan import rows_for
 
@@ -121,7 +121,21 @@ def resolved(parallel: ParallelConfig | str, model: ModelConfig, target: Device,
     if not isinstance(parallel, ParallelConfig):
         raise ConfigError("parallel", parallel, 'a ParallelConfig(dp=..., mp=..., sp=...), or "auto"')
     model.check_mesh(parallel)
+    check_transport(parallel, target)
     return parallel
+
+
+def check_transport(parallel: ParallelConfig, target: Device) -> None:
+    """Raises ConfigError where ranks shall store to each other's memory and never can on such a device and dtype.
+
+    What only the ranks can find out `routes.routes_for` refuses, in the same words.
+    """
+    if parallel.transport != "peer" or parallel.mp * parallel.sp == 1:
+        return
+    from sd3par import kernels  # which imports Triton: nobody else chooses a mesh by it
+
+    reason = kernels.why_never_peers(target.dtype, target.kind)
+    require(not reason, "transport", "peer", f"auto or collective: {reason}")
 
 
 def _divisors(number: int) -> Iterable[int]:

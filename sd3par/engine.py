@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from paddle import Tensor
 
 from sd3par import device
-from sd3par.auto import resolved
+from sd3par.auto import check_transport, resolved
 from sd3par.captured import Captured
 from sd3par.config import ModelConfig, ParallelConfig, parse_config, require
 from sd3par.device import Device
@@ -135,5 +135,6 @@ def choose_mesh(files: ModelFiles, parallel: ParallelConfig | str, target: Devic
     if not isinstance(chosen, ParallelConfig):
         raise ConfigError("parallel", parallel, 'a ParallelConfig(dp=..., mp=..., sp=...), or "auto"')
     files.export.manifest.check_mesh(chosen)
+    check_transport(chosen, target)
     check_world(chosen, world)
     return chosen

@@ -10,6 +10,7 @@ from sd3par.auto import WEIGHTS_SHARE, Sizes, auto_mesh, meshes, resolved, weigh
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.device import Device
 from sd3par.errors import ConfigError
+from sd3par.mmdit import MMDiT
 from sd3par.pipeline import SD3Pipeline
 from sd3par.weights import open_model
 
@@ -100,6 +101,31 @@ def test_resolved() -> None:
         resolved(ParallelConfig(mp=5), model, target, 5)
     with pytest.raises(ConfigError, match="^parallel: got all"):
         resolved("all", model, target, 1)
+
+
+@pytest.mark.parametrize(("target", "reason"), [
+    (Device("cpu", "float32"), "on cpu no kernels store to another process's memory"),
+    (Device("gpu:0", "bfloat16"), "on gpu no kernels store to another process's memory"),
+    (Device("nvgpu:0", "float32"), "only half precision has such kernels"),
+])  # fmt: skip
+def test_peers_are_refused_where_there_can_be_none(target: Device, reason: str) -> None:
+    """Before any other process is met: here are none."""
+    for sizes in (dict(mp=2), dict(sp=2)):
+        with pytest.raises(ConfigError, match=f"^transport: got peer; allowed: auto or collective: {reason}$"):
+            resolved(ParallelConfig(**sizes, transport="peer"), config("tiny"), target, 2)
+    for possible in (ParallelConfig(dp=2, transport="peer"), ParallelConfig(mp=2)):
+        assert resolved(possible, config("tiny"), target, 2) == possible
+
+
+def test_peers_may_be_possible_on_gpus_in_half_precision() -> None:
+    peers = ParallelConfig(mp=2, transport="peer")
+    assert resolved(peers, config("tiny"), Device("nvgpu:0", "bfloat16"), 2) == peers
+
+
+def test_pipeline_refuses_peers_on_the_cpu() -> None:
+    for load in (SD3Pipeline.from_pretrained, MMDiT.from_pretrained):
+        with pytest.raises(ConfigError, match="^transport: got peer; allowed: auto or collective: on cpu no kernels"):
+            load("tiny", parallel=ParallelConfig(mp=2, transport="peer"), device="cpu")
 
 
 def test_pipeline_for_the_world_that_is_there() -> None:

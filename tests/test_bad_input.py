@@ -66,6 +66,8 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "dtype unknown": (["--dtype", "float64"], ["dtype: got float64", "auto, float32, bfloat16, float16"]),
     "dtype not on the CPU": (["--dtype", "float16", "--device", "cpu"], ["dtype: got float16", "float32 on cpu"]),
     "device unknown": (["--device", "tpu"], ["device: got tpu", "auto, cpu, gpu, nvgpu"]),
+    "transport of GPUs": (["--device=cpu", "--sp_size=2", "--transport=peer"],
+                          ["transport: got peer", "auto or collective: on cpu no kernels store"]),
     "transport unknown": (["--transport", "tcp"], ["transport: got tcp", "auto, peer, collective"]),
     "engine unknown": (["--engine", "warp"], ["engine: got warp", "auto"]),
     "optimize 0": (["--inference_optimize", "0"], ["inference_optimize: got 0", "allowed: 1"]),
@@ -268,6 +270,7 @@ def test_pickle_is_not_opened(folder: Path, capsys: pytest.CaptureFixture[str]) 
     (["--mp_size", "2"], ["dp_size * mp_size * sp_size: got 2; allowed: 4", "--nproc_per_node 2 (GPUs: --gpus 0,1)"]),
     (["--mp_size", "4", "--dp_size", "2"], ["got 8; allowed: 4, the number of processes that were started"]),
     (["--mp_size", "4", "--height", "100"], ["height: got 100"]),
+    (["--mp_size", "4", "--transport", "peer", "--device", "cpu"], ["transport: got peer", "on cpu no kernels store"]),
 ])  # fmt: skip
 def test_under_the_launcher(
     arguments: list[str], says: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -190,7 +190,7 @@ def _groups(
 ) -> tuple[list[tuple[Group, tuple[Case, ...]]], ParallelConfig]:
     """Returns the groups of a model with their cases, and the mesh that `--dp_size auto` takes for the first one."""
     from sd3par import weights
-    from sd3par.auto import auto_mesh, needs
+    from sd3par.auto import auto_mesh, check_transport, needs
     from sd3par.config import ModelConfig, parse_config
     from sd3par.launch.spawn import choose_devices, device_count
     from sd3par.vae import VAEConfig
@@ -204,6 +204,7 @@ def _groups(
     cards, groups = _cards(options, target.kind), []
     for mesh in dict.fromkeys(_meshes(options, cards, cases, config.num_attention_heads)):
         config.check_mesh(mesh)
+        check_transport(mesh, target)
         given = None if options.devices is None else options.devices[: mesh.world]
         choose_devices(target.kind, device_count(target.kind), mesh.world, given)
         own = tuple(_cases_on(mesh, cases, standard, "auto" not in options.mesh))

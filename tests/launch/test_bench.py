@@ -141,6 +141,7 @@ def test_smoke_is_short() -> None:
     (["--model=tiny", "--random_weights=tiny"], "random_weights"), (["--model=nowhere"], "model"),
     (["--memory_gib=8"], "memory_gib"), (["--engine=fast"], "engine"), (["--size=16x512"], "width|height"),
     (["--images", "1", "5000"], "images"), (["--num_inference_steps", "4", "0"], "num_inference_steps"),
+    (["--mesh", "sp2", "--transport=peer", "--device=cpu"], "transport"),
 ])  # fmt: skip
 def test_refused_before_anything_starts(words: list[str], field: str) -> None:
     with pytest.raises(ConfigError, match=f"^({field}): "):
