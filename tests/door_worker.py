@@ -129,10 +129,10 @@ def unlike() -> list[str]:
     return [said(work) for work in (lambda: pipe(**SMALL, callback_on_step_end=callback), lambda: pipe(**SMALL))]
 
 
-def failure() -> list[str]:
-    """Rank 0's callback fails, and its caller goes on: returns what it is told from then on."""
+def failure(others: Callable[..., Any]) -> list[str]:
+    """Rank 0's callback fails, and its caller goes on: returns what it is told from then on. others: rank 1's."""
     pipe = loaded()
-    callback = (lambda *_: time.sleep(ALIKE_S + 4)) if pipe.mesh.world.rank else raises(KeyError("a mistake"))
+    callback = others if pipe.mesh.world.rank else raises(KeyError("a mistake"))
     works = (lambda: pipe(**SMALL, callback_on_step_end=callback), lambda: pipe(**SMALL), loaded)
     return [said(work) for work in works]
 
@@ -149,8 +149,9 @@ def death() -> str:
 
 def main() -> None:
     """Plays a scene."""
-    scenes = {"differences": lambda: differences(loaded()), "loading": loading, "failure": failure, "death": death,
-              "alike": alike, "unlike": unlike}  # fmt: skip
+    scenes = {"differences": lambda: differences(loaded()), "loading": loading, "death": death, "alike": alike,
+              "unlike": unlike, "failure, others work": lambda: failure(lambda *_: time.sleep(ALIKE_S + 4)),
+              "failure, others wait": lambda: failure(nothing)}  # fmt: skip
     print("RESULT", json.dumps(scenes[sys.argv[1]]()), flush=True)
 
 

@@ -41,9 +41,10 @@ def test_several_models_have_one_watch() -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_failed_alone_waits_for_nobody() -> None:
-    """Its caller has caught the error, and the other rank is gone."""
-    first, second = ranks.start(2, "tests.door_worker", "failure")
+@pytest.mark.parametrize("others", ["work", "wait"])
+def test_a_rank_that_failed_alone_waits_for_nobody(others: str) -> None:
+    """Its caller has caught the error, and the other rank is gone: from its own work, or where it waits for all."""
+    first, second = ranks.start(2, "tests.door_worker", f"failure, others {others}")
     said = result(first.communicate(timeout=60)[0])
     assert said[0] == "KeyError: 'a mistake'"
     assert said[1] == said[2] == "RankFailure: rank 0 failed before, which ended the mesh: KeyError: 'a mistake'"
