@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from sd3par import copied_sums
+from sd3par import copied_sums, kernels
 from sd3par.conditions import gather_tokens
 from sd3par.copied_sums import CopiedSums
 from sd3par.mesh import Mesh
@@ -26,7 +26,7 @@ from tests.heads_worker import MODELS, model
 SHAPES = ((2, 5, 3, 7), (1, 3, 1, 2), (1, 4, 6, 9), (2, 5, 3, 7))
 STEPS = 2
 # The image has as many tokens as are copied, the text fewer, or as many too; one row is not enough for two ranks.
-COPIED = ((2, 5, 3, 7), (1, 4, 6, 9), (4, 3, 2, 3), (4, 3, 2, 6), (2, 5, 3, 7))
+COPIED = ((2, 5, 3, 7), (1, 4, 6, 9), (4, 3, 2, 3), (4, 3, 2, 6), (3, 5, 3, 8), (2, 5, 3, 7))
 LEAST_TOKENS = 20
 MESHES = ((1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (2, 2), (3, 2))  # (mp, sp)
 CASES = [(name, *mesh) for name, config in MODELS.items() for mesh in MESHES
@@ -87,7 +87,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("copies")
-@pytest.mark.parametrize(("mp", "late"), [(2, False), (2, True), (4, False), (4, True)])
+@pytest.mark.parametrize(("mp", "late"), [(2, False), (2, True), (3, True), (4, False), (4, True)])
 @pytest.mark.parametrize("name", MODELS)
 def test_copies_beside_the_products(name: str, mp: int, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with paddle.no_grad():
@@ -96,6 +96,35 @@ def test_copies_beside_the_products(name: str, mp: int, late: bool, monkeypatch:
     for predictions in emulation.run(lambda mesh: run(name, COPIED, mesh)):
         assert max(np.abs(x - y).max() for x, y in zip(predictions, want, strict=True)) < tolerances.MODULE
     assert emulation.copies > 0
+
+
+@pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_that_fails_beside_its_copies_leaves_none_behind(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On all ranks, as where memory does not suffice: the next one waits for its own norms."""
+    name = "5 heads, dual, QK norm"
+    with paddle.no_grad():
+        want = run(name, COPIED[:1], Mesh.single())
+    emulation = Emulation(monkeypatch, 2, 1, late=late)
+    multiply, ranks = kernels.linear_into, {0, 1}
+
+    def fails_once(*given: object) -> None:
+        if emulation.turns.me in ranks:
+            ranks.remove(emulation.turns.me)
+            raise MemoryError("no room for a product")
+        multiply(*given)
+
+    monkeypatch.setattr(kernels, "linear_into", fails_once)
+
+    def twice(mesh: Mesh) -> list[np.ndarray]:
+        net = model(MODELS[name], mesh)
+        with pytest.raises(MemoryError):
+            steps(net, COPIED[0])
+        return steps(net, COPIED[0])
+
+    for predictions in emulation.run(twice):
+        assert max(np.abs(x - y).max() for x, y in zip(predictions, want, strict=True)) < tolerances.MODULE
+    assert not ranks
 
 
 @pytest.mark.parametrize("seed", range(4))
