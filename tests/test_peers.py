@@ -138,11 +138,13 @@ def test_any_order_of_ranks_gives_the_same(
         )
 
 
-@pytest.mark.parametrize(("mp", "sp"), [(2, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize(("mp", "sp", "least"), [(2, 1, copied_sums.LEAST_TOKENS), (2, 1, LEAST_TOKENS),
+                                               (1, 3, LEAST_TOKENS), (2, 2, LEAST_TOKENS)])  # fmt: skip
 def test_a_rehearsal_stores_to_nobody_and_meets_nobody(
-    mp: int, sp: int, alone: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+    mp: int, sp: int, least: int, alone: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each rank takes what a step takes, then all make the step together: right, and in no memory of the rehearsal."""
+    monkeypatch.setattr(copied_sums, "LEAST_TOKENS", least)
     name, emulation = "5 heads, dual, QK norm", Emulation(monkeypatch, mp, sp)
     shapes = [SHAPES[1], SHAPES[0]]  # the second grows what the first has shared
 
@@ -150,13 +152,13 @@ def test_a_rehearsal_stores_to_nobody_and_meets_nobody(
         net, found = model(MODELS[name], mesh), []
         for shape in shapes:
             mesh.barrier()
-            meetings, memories = emulation.meetings, len(emulation.memories)
+            meetings, copies, memories = emulation.meetings, emulation.copies, len(emulation.memories)
             with mesh.rehearsing():
                 steps(net, shape)
             mine = [one for one in emulation.memories[memories:] if one.owner == mesh.world.rank]
             assert mine and not mesh.rehearsal.kept
             mesh.barrier()
-            assert emulation.meetings == meetings
+            assert (emulation.meetings, emulation.copies) == (meetings, copies)
             assert all(set(one.writer.tolist()) <= {-1, one.owner} for one in mine)
             mesh.barrier()
             found += steps(net, shape)
@@ -165,6 +167,7 @@ def test_a_rehearsal_stores_to_nobody_and_meets_nobody(
     want = [alone[name][STEPS * SHAPES.index(shape) + step] for shape in shapes for step in range(STEPS)]
     for predictions in emulation.run(rehearsed):
         assert all(np.abs(x - y).max() < tolerances.MODULE for x, y in zip(predictions, want, strict=True))
+    assert (emulation.copies > 0) == (sp == 1 and least == LEAST_TOKENS)
 
 
 def test_requests_within_requests_and_models_beside_models(
