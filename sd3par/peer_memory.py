@@ -199,7 +199,8 @@ class Post:
     def send(self, parts: list[tuple[Tensor, int]]) -> None:
         """Copies tensors, [...] each without gaps, to addresses, once all that was asked for before is done.
 
-        Nobody may overwrite one of them before this process has received what the others send with it.
+        Nobody may overwrite one of them, or give its memory away, before this process has received what the others send
+        with it.
         """
         self.under_way = True
         if not self._mesh.alone:

@@ -286,11 +286,11 @@ class Emulation:
             self.turns.learn(self._signs[memory.start + 4 * place])
 
     def copy(self, x: Tensor, address: int) -> None:
-        """Copies x: [...], which lies in shared memory, to another rank."""
+        """Copies x: [...] to another rank. It lies in shared memory: all other may be given away before it is read."""
         self.copies += 1
         self.turns.pause()
+        assert x.is_contiguous() and self._find(x.data_ptr()) is not None, "a copy of what may be gone by then"
         self._reads(x)
-        assert x.is_contiguous()
         self.store(address, _numbers(x.data_ptr(), x.size).copy()[None, :], 0)
 
     def _linear_into(self, product: Product, out: Tensor, gelu: bool = False) -> None:

@@ -162,6 +162,15 @@ def test_what_was_sent_may_be_overwritten_once_all_is_received(
             emulation.run(send)
 
 
+def test_only_what_stays_is_sent(three: Emulation) -> None:
+    def send(mesh: Mesh) -> None:
+        post, found = Post(mesh, mesh.sp), peer_memory.share(mesh, mesh.sp, 2, "float32")
+        post.send([(paddle.zeros([2]), found.address(mesh.sp.rank, 0))])
+
+    with pytest.raises(AssertionError, match="gone"):
+        three.run(send)
+
+
 def on_two_machines(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_memory, "machine", lambda: -(1 << 63) + (emulation.turns.me == 2))
 
