@@ -36,25 +36,6 @@ graph.reset()
 print(held > paddle.device.memory_reserved("nvgpu:0"))
 """
 
-INTO = """
-import paddle
-from sd3par import kernels
-from sd3par.device import CapturedGraph, Device
-from sd3par.kernels import Product
-
-device = Device("nvgpu:0", "bfloat16")
-device.activate()
-x, weight, bias = (paddle.zeros(shape, dtype="bfloat16") for shape in ([4, 3, 64], [64, 32], [32]))
-
-def work():
-    out = paddle.empty([4, 3, 32], dtype="bfloat16")
-    for gelu in (False, True):
-        kernels.linear_into(Product(x[1:], weight, bias), out[1:], gelu)
-    return out
-
-print([*CapturedGraph(device, work, warmups=1)().shape])
-"""
-
 PIPELINE = """
 import paddle
 from sd3par import SD3Pipeline
@@ -130,11 +111,6 @@ for size, images in ((256, 8), (256, 32), (256, 8)):
         draw(64, 1)
         print(pipe.engine, len(pipe.graphs._graphs), held() <= small)
 """
-
-
-def test_products_into_memory_that_is_there_are_recorded(dry_plugin: Path) -> None:
-    """By a call of C through ctypes, which checks no arguments: they are those that it takes."""
-    assert output(dry_plugin, INTO).splitlines() == ["[4, 3, 32]"]
 
 
 def test_a_graph_has_memory_of_its_own(dry_plugin: Path) -> None:
