@@ -112,20 +112,24 @@ def calibration() -> Iterator[tuple[str, ...]]:
 
 def comparison(rows: list[Row]) -> Iterator[tuple[str, ...]]:
     """Yields the newest row of each case beside the prediction; ratios are of one card in the same run."""
-    alone = {(row["run_id"], row["model"], row["height"], row["width"], row["images"]): row["loop_s"]
-             for row in rows if row["world"] == 1}  # fmt: skip
+    alone = {_pictures(row): row["loop_s"] for row in rows if row["world"] == 1}
     for row in newest_of(rows):
         model = config_of(row["model"])
         tokens = row["height"] * row["width"] // 256
         work = Work(model, tokens, row["text_tokens"], row["images"], row["guidance"] > 1, row["steps"])
         mesh = ParallelConfig(row["dp"], row["mp"], row["sp"])
-        one = alone.get((row["run_id"], row["model"], row["height"], row["width"], row["images"]))
+        one = alone.get(_pictures(row))
         said = loop_s(work, mesh)
         yield (
             f"{row['model']}, {row['images']} of {row['width']} x {row['height']}", name_of(mesh), str(row["world"]),
             f"{row['loop_s']:.3f}", f"{row['image_s']:.3f}", "" if one is None else f"{one / row['loop_s']:.2f}",
             f"{row['peak_gib']:.1f}", f"{said:.3f}", percent(said, row["loop_s"]), row["commit"],
         )  # fmt: skip
+
+
+def _pictures(row: Row) -> tuple[Any, ...]:
+    """Returns what a row made pictures of, and in which run."""
+    return tuple(row[name] for name in ("run_id", "model", "height", "width", "images", "guidance"))
 
 
 def traffic() -> Iterator[tuple[str, ...]]:

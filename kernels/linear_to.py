@@ -83,7 +83,8 @@ def linear_into(product: Product, out: Tensor, gelu: bool = False) -> None:
     columns = weight.shape[1]
     check_like(x, [*product.x.shape[:-1], columns], out=out)
     if bias is None or not (out.is_contiguous() and x.strides[1] == 1):
-        raise ConfigError("product", f"bias {bias}, strides {x.strides} and {out.strides}", "a bias, and no gaps")
+        given = f"bias {'none' if bias is None else bias.shape}, strides {x.strides} and {out.strides}"
+        raise ConfigError("product", given, "a bias, and no gaps")
     products.linear_into(x, weight, bias, gelu, out.data_ptr(), columns, device.stream_handle())
 
 

@@ -71,11 +71,11 @@ class CopiedSums(PeerSums):
         if not self._post.under_way:
             return super().multiply(products, gelu)
         large = [one for one in products if _is_large(one.x)]
-        made = [paddle.empty([*one.x.shape[:2], one.weight.shape[1]], dtype=one.x.dtype) for one in large]
         rows = products[0].x.shape[0]
         mine = self._rows(rows)
-        _multiply_rows(large, made, mine, gelu)
-        self._post.receive()
+        with self._post.receiving():
+            made = [paddle.empty([*one.x.shape[:2], one.weight.shape[1]], dtype=one.x.dtype) for one in large]
+            _multiply_rows(large, made, mine, gelu)
         for others in (slice(0, mine.start), slice(mine.stop, rows)):
             _multiply_rows(large, made, others, gelu)
         done, rest = iter(made), iter(kernels.linears([one for one in products if not _is_large(one.x)], gelu))

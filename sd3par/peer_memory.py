@@ -5,7 +5,8 @@ Nothing here waits for a peer but a `Meeting`, on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -198,7 +199,8 @@ class Post:
     def send(self, parts: list[tuple[Tensor, int]]) -> None:
         """Copies tensors, [...] each without gaps, to addresses, once all that was asked for before is done.
 
-        Nobody may overwrite one of them before this process has received what the others send with it.
+        Nobody may overwrite one of them, or give its memory away, before this process has received what the others send
+        with it.
         """
         self.under_way = True
         if not self._mesh.alone:
@@ -213,6 +215,18 @@ class Post:
             self._side.join()
             kernels.hear(self._flags.own)
         self.under_way = False
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Receives at its end, also behind an error: all processes count alike then where all had one, and a recording
+        ends only if the copies' stream has come back to it."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # what went wrong before is the news
+                self.receive()
+            raise
+        self.receive()
 
 
 def why_not(mesh: Mesh, dtype: str) -> str:

@@ -49,7 +49,7 @@ def routes_for(mesh: Mesh, plan: WeightPlan, dtype: str) -> Routes:
         log.info("collectives, no stores to peers: %s", reason)
         return _by_collectives(mesh, plan)
     dim = plan.heads * plan.head_dim
-    if mesh.sp.size == 1:
+    if mesh.sp.size == 1:  # else the exchange makes the products with norms, and stores them to peers
         copied = CopiedSums(mesh, dim, dtype)
         return Routes(SequenceExchange(mesh, plan, copied.multiply), copied)
     sums = PeerSums(mesh, dim, dtype) if mesh.mp.size > 1 else Sums(mesh)

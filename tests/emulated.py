@@ -67,53 +67,53 @@ class Wire:
 
 
 class Memory(NamedTuple):
-    """Shared memory of a rank: bytes from start to end; who stored each last, and when each rank read it last."""
+    """Shared memory of a rank: bytes from start to end; who stored each last, and when each work read it last."""
 
     owner: int
     tensor: Tensor
     start: int
     end: int
-    writer: np.ndarray  # [count]
+    writer: np.ndarray  # [count], as `Turns` numbers works
     written: np.ndarray  # [count], by the writer's clock
-    read: np.ndarray  # [n, count], by the reader's
+    read: np.ndarray  # [2 n, count], by the reader's
 
 
 class Side:
     """As `sd3par.side.Side`: what it is given happens at once, or as late as it may: when the other work waits for it.
 
-    It knows, and comes after, what had come before the last `follow` alone.
+    Either way nothing but `follow` and `join` orders it and the other work of its rank.
     """
 
     def __init__(self, emulation: Emulation, late: bool) -> None:
         self.handle = len(emulation.sides) + 1
-        self._emulation, self._turns, self._late = emulation, emulation.turns, late
-        self._known = np.zeros(0)
-        self._waiting: list[Callable[[], None]] = []
+        self.rank, self._emulation, self._turns, self._late = emulation.turns.me, emulation, emulation.turns, late
+        self._waiting: list[Callable[[], object]] = []
         emulation.sides[self.handle] = self
 
     def follow(self) -> None:
-        self._known = self._turns.publish()
+        known = self._turns.publish()
+        self.do(lambda: self._turns.learn(known))
 
     def copy(self, x: Tensor, address: int) -> None:
-        self.do(lambda known: self._emulation.copy(x, address), self._known)
+        self.do(lambda: self._emulation.copy(x, address))
 
     def join(self) -> None:
-        while self._waiting:
-            self._waiting.pop(0)()
+        self.finish()
+        with self._turns.aside():
+            known = self._turns.publish()
+        self._turns.learn(known)
 
-    def do(self, work: Callable[[np.ndarray], None], known: np.ndarray | None = None) -> None:
-        """Does work(known), now or later, with nothing known but what this stream knows."""
-        known = self._known if known is None else known
-
-        def as_known() -> None:
-            clocks, me = self._turns.clocks, self._turns.me
-            held, clocks[me] = clocks[me].copy(), known
-            work(known)
-            clocks[me] = held
-
-        self._waiting.append(as_known)
+    def do(self, work: Callable[[], object]) -> None:
+        """Does work(), now or later."""
+        self._waiting.append(work)
         if not self._late:
-            self.join()
+            self.finish()
+
+    def finish(self) -> None:
+        """Does what is left to do."""
+        with self._turns.aside():
+            while self._waiting:
+                self._waiting.pop(0)()
 
 
 class Emulation:
@@ -158,7 +158,11 @@ class Emulation:
 
         def work(rank: int) -> Any:
             with paddle.no_grad():
-                return function(self.mesh(rank))
+                found = function(self.mesh(rank))
+            for side in [*self.sides.values()]:  # a copy that nobody has waited for is made all the same
+                if side.rank == rank:
+                    side.finish()
+            return found
 
         return self.turns.run(work)
 
@@ -174,7 +178,7 @@ class Emulation:
         count, start = own.shape[0], own.data_ptr()
         if own.dtype == paddle.float32:
             _numbers(start, count)[:] = np.nan
-        ordered = np.full(count, -1), np.zeros(count, np.int64), np.zeros([self.turns.count, count], np.int64)
+        ordered = np.full(count, -1), np.zeros(count, np.int64), np.zeros([self.turns.works, count], np.int64)
         self.memories.append(Memory(self.turns.me, own, start, start + 4 * count, *ordered))
         return shared
 
@@ -197,19 +201,20 @@ class Emulation:
         assert mapped or (space == 0 and memory.owner == me), f"rank {me} stores to an address that is not its own"
         return memory, (real - memory.start) // 4
 
-    def _store(self, address: int, values: np.ndarray, stride: int) -> None:
-        """Stores values: [rows, columns], rows `stride` numbers apart."""
+    def store(self, address: int, values: np.ndarray, stride: int) -> None:
+        """Stores values: [rows, columns], rows `stride` numbers apart, as the rank whose turn it is."""
         memory, first = self._place(address)
         places = first + np.arange(values.shape[0])[:, None] * stride + np.arange(values.shape[1])
         assert places.max() < len(memory.writer), "a store behind the end of shared memory"
-        me, clock = self.turns.me, self.turns.clocks[self.turns.me]
+        me, work, clock = self.turns.me, self.turns.work, self.turns.clocks[self.turns.work]
         known = np.append(clock, 0)  # nobody's stores, -1, come first
         if (memory.written[places] > known[memory.writer[places]]).any():
             raise Race(f"rank {me} and another store to the same memory of rank {memory.owner}")
-        late = [rank for rank in range(self.turns.count) if (memory.read[rank][places] > clock[rank]).any()]
+        late = [other for other in range(self.turns.works) if (memory.read[other][places] > clock[other]).any()]
         if late:
-            raise Race(f"rank {me} stores to memory of rank {memory.owner} that rank {late[0]} still reads")
-        memory.writer[places], memory.written[places] = me, clock[me]
+            reader = late[0] % self.turns.count
+            raise Race(f"rank {me} stores to memory of rank {memory.owner} that rank {reader} still reads")
+        memory.writer[places], memory.written[places] = work, clock[work]
         _numbers(memory.start, len(memory.writer))[places] = values
 
     def _reads(self, *given: Any) -> None:
@@ -220,7 +225,7 @@ class Emulation:
                 self._read(memory, x)
 
     def _read(self, memory: Memory, x: Tensor) -> None:
-        me, clock = self.turns.me, self.turns.clocks[self.turns.me]
+        me, work, clock = self.turns.me, self.turns.work, self.turns.clocks[self.turns.work]
         assert memory.owner == me, f"rank {me} reads memory of rank {memory.owner}"
         places = np.full([], (x.data_ptr() - memory.start) // 4)
         for size, stride in zip(x.shape, x.strides, strict=True):
@@ -228,7 +233,7 @@ class Emulation:
         writers = memory.writer[places]
         if (memory.written[places] > np.append(clock, 0)[writers]).any():
             raise Race(f"rank {me} reads what another still stores")
-        memory.read[me][places] = clock[me]
+        memory.read[work][places] = clock[work]
 
     # Kernels. Each pauses before it reads, and before each store.
 
@@ -254,9 +259,9 @@ class Emulation:
         memory, count = self._find(flags.data_ptr()), targets.shape[0]
         mine = np.frombuffer((ctypes.c_int32 * (count + 2)).from_address(memory.start), np.int32)
 
-        def work(known: np.ndarray) -> None:
+        def work() -> None:
             mine[count] += 1
-            self._sign(targets, mine[count], known)
+            self._sign(targets, mine[count], self.turns.publish())
 
         self.sides[stream].do(work)
 
@@ -281,12 +286,12 @@ class Emulation:
             self.turns.learn(self._signs[memory.start + 4 * place])
 
     def copy(self, x: Tensor, address: int) -> None:
-        """Copies x: [...], which lies in shared memory, to another rank."""
+        """Copies x: [...] to another rank. It lies in shared memory: all other may be given away before it is read."""
         self.copies += 1
         self.turns.pause()
+        assert x.is_contiguous() and self._find(x.data_ptr()) is not None, "a copy of what may be gone by then"
         self._reads(x)
-        assert x.is_contiguous()
-        self._store(address, _numbers(x.data_ptr(), x.size).copy()[None, :], 0)
+        self.store(address, _numbers(x.data_ptr(), x.size).copy()[None, :], 0)
 
     def _linear_into(self, product: Product, out: Tensor, gelu: bool = False) -> None:
         self.turns.pause()
@@ -297,7 +302,7 @@ class Emulation:
         if self._find(out.data_ptr()) is None:
             _numbers(out.data_ptr(), out.size)[:] = values[0]
         else:
-            self._store(out.data_ptr(), values, 0)
+            self.store(out.data_ptr(), values, 0)
 
     def _linear_to(self, products: list[Product], rectangles: list[Rectangle]) -> None:
         for number, row, rows, column, columns, address, stride in rectangles:
@@ -307,7 +312,7 @@ class Emulation:
                 self.turns.pause()
                 self._reads(products)
                 values = linear_reference(x[row : row + rows], weight, bias)[:, column : column + columns]
-                self._store(address, values.numpy(), stride)
+                self.store(address, values.numpy(), stride)
 
     def _attention(self, segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
         self.turns.pause()
@@ -332,7 +337,7 @@ class Emulation:
                 self.turns.pause()
                 self._reads(read)
                 if len(part):
-                    self._store(address + 4 * row * out.row_stride, part, out.token_stride)
+                    self.store(address + 4 * row * out.row_stride, part, out.token_stride)
 
     def _adaln(self, streams: list[Stream], outs: list[list[Copies]] | None = None) -> list[tuple[Tensor, ...]]:
         self.turns.pause()
@@ -352,7 +357,7 @@ class Emulation:
                 self.turns.pause()
                 self._reads(read)
                 if len(values):
-                    self._store(address + 4 * row * copies.row_stride, values, values.shape[1])
+                    self.store(address + 4 * row * copies.row_stride, values, values.shape[1])
 
     def _split_heads(self, packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None) -> Tensor:
         """In place where there are norms, as on a GPU."""
@@ -362,7 +367,7 @@ class Emulation:
         if norm_q is None or self._find(packed.data_ptr()) is None:
             return heads
         for row, values in zip(packed, heads.flatten(2).numpy(), strict=True):
-            self._store(row.data_ptr(), values, packed.strides[1])
+            self.store(row.data_ptr(), values, packed.strides[1])
         return packed.reshape(heads.shape)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
+import sys
 from pathlib import Path
 
 import paddle
@@ -11,7 +14,8 @@ import pytest
 from benchmarks.gpu import ours_attention
 from benchmarks.gpu.__main__ import beside, judge, last_of_each
 from benchmarks.gpu.shapes import cases
-from sd3par import kernels
+from sd3par import copied_sums, kernels
+from sd3par.conditions import Conditions
 from sd3par.config import GenerationRequest
 from sd3par.device import Device
 from sd3par.graph import StepGraphs
@@ -199,3 +203,28 @@ def test_parity_cases_hold_what_is_asked_for() -> None:
     every = cases("sd3-medium")
     assert every[0] == (1024, 1024, 333)
     assert {(528, 528, 154), (528, 528, 589), (1040, 784, 154), (1040, 784, 589)} < set(every)
+
+
+def test_copies_beside_stores(
+    model: MMDiT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """The image's norms are copied and the text's are not, as where nobody measures."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a script's import changes it
+    copied = importlib.import_module("benchmarks.gpu.copied")
+    leasts, recorded = [], copied.recorded
+
+    def noted(model: MMDiT, least: int, latents: paddle.Tensor, conditions: Conditions) -> object:
+        leasts.append(least)
+        return recorded(model, least, latents, conditions)
+
+    monkeypatch.setattr(copied_sums, "LEAST_TOKENS", copied_sums.LEAST_TOKENS)  # which it changes
+    for name, value in {"recorded": noted, "TEXT_TOKENS": 77, "ROUNDS": 1}.items():
+        monkeypatch.setattr(copied, name, value)
+    with paddle.no_grad():
+        copied.compare(model, 256, 2, {"bench": "copied", "commit": "abc"})
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert leasts == [1 << 60, 2 * 256]
+    assert [(row["way"], row["commit"], row["difference"]) for row in rows] == [
+        ("stores", "abc", 0),
+        ("copies", "abc", 0),
+    ]

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import paddle
 import pytest
 
 from sd3par import cuda_driver, kernels, peer_memory
 from sd3par.errors import ConfigError
 from sd3par.mesh import Mesh
-from sd3par.peer_memory import ALIGNED, Meeting, Shared, SharedPool, share, why_not
+from sd3par.peer_memory import ALIGNED, Meeting, Post, Shared, SharedPool, share, why_not
 from sd3par.plan import WeightPlan
 from sd3par.routes import routes_for
-from tests.emulated import Emulation
+from tests.emulated import Emulation, Race
 from tests.turns import Stuck
 
 why_no_peers = kernels.why_no_peers
@@ -135,6 +136,39 @@ def test_a_meeting_that_one_leaves_out_ends_for_nobody(three: Emulation) -> None
 
     with pytest.raises(Stuck):
         three.run(meet)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("receives", [True, False])
+def test_what_was_sent_may_be_overwritten_once_all_is_received(
+    receives: bool, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_memory, "device", GPU)
+    emulation = Emulation(monkeypatch, 1, 3, late=late)
+
+    def send(mesh: Mesh) -> list[float]:
+        post, mine, found = Post(mesh, mesh.sp), *(peer_memory.share(mesh, mesh.sp, 2, "float32") for _ in range(2))
+        for turn in range(2):
+            emulation.store(mine.own.data_ptr(), np.full([1, 2], 10 * turn + mesh.sp.rank, "float32"), 0)
+            post.send([(mine.own, found.address((mesh.sp.rank + 1) % 3, 0))])
+            if receives:
+                post.receive()
+        return found.own.tolist()
+
+    if receives:
+        assert emulation.run(send) == [[12.0] * 2, [10.0] * 2, [11.0] * 2]
+    else:
+        with pytest.raises(Race):
+            emulation.run(send)
+
+
+def test_only_what_stays_is_sent(three: Emulation) -> None:
+    def send(mesh: Mesh) -> None:
+        post, found = Post(mesh, mesh.sp), peer_memory.share(mesh, mesh.sp, 2, "float32")
+        post.send([(paddle.zeros([2]), found.address(mesh.sp.rank, 0))])
+
+    with pytest.raises(AssertionError, match="gone"):
+        three.run(send)
 
 
 def on_two_machines(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from sd3par import copied_sums
+from sd3par import copied_sums, kernels
 from sd3par.conditions import gather_tokens
 from sd3par.copied_sums import CopiedSums
 from sd3par.mesh import Mesh
@@ -26,7 +26,7 @@ from tests.heads_worker import MODELS, model
 SHAPES = ((2, 5, 3, 7), (1, 3, 1, 2), (1, 4, 6, 9), (2, 5, 3, 7))
 STEPS = 2
 # The image has as many tokens as are copied, the text fewer, or as many too; one row is not enough for two ranks.
-COPIED = ((2, 5, 3, 7), (1, 4, 6, 9), (4, 3, 2, 3), (4, 3, 2, 6), (2, 5, 3, 7))
+COPIED = ((2, 5, 3, 7), (1, 4, 6, 9), (4, 3, 2, 3), (4, 3, 2, 6), (3, 5, 3, 8), (2, 5, 3, 7))
 LEAST_TOKENS = 20
 MESHES = ((1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (2, 2), (3, 2))  # (mp, sp)
 CASES = [(name, *mesh) for name, config in MODELS.items() for mesh in MESHES
@@ -87,7 +87,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("copies")
-@pytest.mark.parametrize(("mp", "late"), [(2, False), (2, True), (4, False), (4, True)])
+@pytest.mark.parametrize(("mp", "late"), [(2, False), (2, True), (3, True), (4, False), (4, True)])
 @pytest.mark.parametrize("name", MODELS)
 def test_copies_beside_the_products(name: str, mp: int, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with paddle.no_grad():
@@ -96,6 +96,35 @@ def test_copies_beside_the_products(name: str, mp: int, late: bool, monkeypatch:
     for predictions in emulation.run(lambda mesh: run(name, COPIED, mesh)):
         assert max(np.abs(x - y).max() for x, y in zip(predictions, want, strict=True)) < tolerances.MODULE
     assert emulation.copies > 0
+
+
+@pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_that_fails_beside_its_copies_leaves_none_behind(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On all ranks, as where memory does not suffice: the next one waits for its own norms."""
+    name = "5 heads, dual, QK norm"
+    with paddle.no_grad():
+        want = run(name, COPIED[:1], Mesh.single())
+    emulation = Emulation(monkeypatch, 2, 1, late=late)
+    multiply, ranks = kernels.linear_into, {0, 1}
+
+    def fails_once(*given: object) -> None:
+        if emulation.turns.me in ranks:
+            ranks.remove(emulation.turns.me)
+            raise MemoryError("no room for a product")
+        multiply(*given)
+
+    monkeypatch.setattr(kernels, "linear_into", fails_once)
+
+    def twice(mesh: Mesh) -> list[np.ndarray]:
+        net = model(MODELS[name], mesh)
+        with pytest.raises(MemoryError):
+            steps(net, COPIED[0])
+        return steps(net, COPIED[0])
+
+    for predictions in emulation.run(twice):
+        assert max(np.abs(x - y).max() for x, y in zip(predictions, want, strict=True)) < tolerances.MODULE
+    assert not ranks
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -109,11 +138,13 @@ def test_any_order_of_ranks_gives_the_same(
         )
 
 
-@pytest.mark.parametrize(("mp", "sp"), [(2, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize(("mp", "sp", "least"), [(2, 1, copied_sums.LEAST_TOKENS), (2, 1, LEAST_TOKENS),
+                                               (1, 3, LEAST_TOKENS), (2, 2, LEAST_TOKENS)])  # fmt: skip
 def test_a_rehearsal_stores_to_nobody_and_meets_nobody(
-    mp: int, sp: int, alone: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+    mp: int, sp: int, least: int, alone: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each rank takes what a step takes, then all make the step together: right, and in no memory of the rehearsal."""
+    monkeypatch.setattr(copied_sums, "LEAST_TOKENS", least)
     name, emulation = "5 heads, dual, QK norm", Emulation(monkeypatch, mp, sp)
     shapes = [SHAPES[1], SHAPES[0]]  # the second grows what the first has shared
 
@@ -121,13 +152,13 @@ def test_a_rehearsal_stores_to_nobody_and_meets_nobody(
         net, found = model(MODELS[name], mesh), []
         for shape in shapes:
             mesh.barrier()
-            meetings, memories = emulation.meetings, len(emulation.memories)
+            meetings, copies, memories = emulation.meetings, emulation.copies, len(emulation.memories)
             with mesh.rehearsing():
                 steps(net, shape)
             mine = [one for one in emulation.memories[memories:] if one.owner == mesh.world.rank]
             assert mine and not mesh.rehearsal.kept
             mesh.barrier()
-            assert emulation.meetings == meetings
+            assert (emulation.meetings, emulation.copies) == (meetings, copies)
             assert all(set(one.writer.tolist()) <= {-1, one.owner} for one in mine)
             mesh.barrier()
             found += steps(net, shape)
@@ -136,6 +167,7 @@ def test_a_rehearsal_stores_to_nobody_and_meets_nobody(
     want = [alone[name][STEPS * SHAPES.index(shape) + step] for shape in shapes for step in range(STEPS)]
     for predictions in emulation.run(rehearsed):
         assert all(np.abs(x - y).max() < tolerances.MODULE for x, y in zip(predictions, want, strict=True))
+    assert (emulation.copies > 0) == (sp == 1 and least == LEAST_TOKENS)
 
 
 def test_requests_within_requests_and_models_beside_models(

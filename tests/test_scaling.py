@@ -64,6 +64,11 @@ def row(**values: object) -> dict[str, object]:
     }  # fmt: skip
 
 
+def test_ratios_are_to_one_card_with_as_many_rows() -> None:
+    rows = [row(), row(guidance=1.0, loop_s=0.5), row(dp=2, world=2, loop_s=0.45)]
+    assert [line[5] for line in scaling.comparison(rows)] == ["1.00", "1.00", "2.00"]
+
+
 def test_page_shows_the_newest_rows(tmp_path: Path) -> None:
     two = {"dp": 2, "world": 2, "transport": "collective"}
     rows = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -24,12 +25,15 @@ class _Over(BaseException):
 class Turns:
     """Runs a function on each rank, in one of the orders that real ranks might have.
 
-    clocks: [n, n]: how much of each rank's work has come before what rank i does now, as far as ranks have met.
+    Each of the n ranks does two kinds of work, of which none orders the other: its own, number i, and what it has asked
+    to be done beside that, number n + i.
+
+    clocks: [2 n, 2 n]: how much of each work has come before what work i does now, as far as they have met.
     """
 
     def __init__(self, count: int, seed: int = 0) -> None:
-        self.count = count
-        self.clocks = np.eye(count, dtype=np.int64)
+        self.count, self.works = count, 2 * count
+        self.clocks = np.eye(self.works, dtype=np.int64)
         self._random = random.Random(seed)
         self._gates = [threading.Semaphore(0) for _ in range(count)]
         self._ready: list[Callable[[], bool] | None] = [lambda: True] * count  # None: has finished
@@ -41,12 +45,26 @@ class Turns:
         """The rank whose turn it is."""
         return self._here.rank
 
+    @property
+    def work(self) -> int:
+        """Which of all kinds of work it does."""
+        return self._here.rank + self.count * self._here.aside
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within it the rank does what goes on beside its own work."""
+        before, self._here.aside = self._here.aside, True
+        try:
+            yield
+        finally:
+            self._here.aside = before
+
     def run(self, function: Callable[[int], T]) -> list[T]:
         """Returns function(rank) of each; raises the first error of any."""
         results: list[T | None] = [None] * self.count
 
         def work(rank: int) -> None:
-            self._here.rank = rank
+            self._here.rank, self._here.aside = rank, False
             self._gates[rank].acquire()
             try:
                 if not self._errors:
@@ -79,14 +97,14 @@ class Turns:
             raise _Over
 
     def publish(self) -> np.ndarray:
-        """Returns what has come before now, [n], for those who see a sign of it; what comes after is not in it."""
-        known = self.clocks[self.me].copy()
-        self.clocks[self.me, self.me] += 1
+        """Returns what has come before now, [2 n], for those who see a sign of it; what comes after is not in it."""
+        known = self.clocks[self.work].copy()
+        self.clocks[self.work, self.work] += 1
         return known
 
     def learn(self, known: np.ndarray) -> None:
-        """From now on this rank comes after all of that, [n]."""
-        self.clocks[self.me] = np.maximum(self.clocks[self.me], known)
+        """From now on this work comes after all of that, [2 n]."""
+        self.clocks[self.work] = np.maximum(self.clocks[self.work], known)
 
     def _wake_next(self) -> None:
         waiting = [rank for rank, ready in enumerate(self._ready) if ready is not None]

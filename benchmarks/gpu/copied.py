@@ -3,8 +3,8 @@
     python -m paddle.distributed.launch --devices 0,1 benchmarks/gpu/copied.py sd3-medium --cases 1024x2 1024x4 768x2
 
 A case is a square picture's pixels and the rows of a step: 2 for a picture with guidance. Both ways are recorded and
-replayed in turn. Rank 0 prints one JSON object a line: milliseconds of its device, and how far the noise is from that
-of the stores, relative to the largest number.
+replayed in turn. Rank 0 prints one JSON object a line, a row of results: milliseconds of its device, and how far the
+noise is from that of the stores, relative to the largest number.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -23,14 +25,19 @@ from paddle import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:1] = [str(ROOT)]  # the launcher starts this file as a script
 
-from sd3par import MMDiT, copied_sums, device  # noqa: E402
+from sd3par import MMDiT, copied_sums, cuda_driver, device  # noqa: E402
 from sd3par.conditions import Conditions  # noqa: E402
 from sd3par.config import ParallelConfig  # noqa: E402
 from sd3par.device import CapturedGraph, Event  # noqa: E402
+from sd3par.launch import record  # noqa: E402
 from sd3par.launch.flags import RANDOM_MODELS  # noqa: E402
 
-WAYS = {"stores": 1 << 60, "copies": 1}  # tokens from which on norms are copied
 TEXT_TOKENS, PATCH, ROUNDS, REPLAYS = 333, 16, 9, 6
+
+
+def ways(px: int, rows: int) -> dict[str, int]:
+    """Returns the tokens from which on norms are copied, by way: the image's, for the text has fewer as a rule."""
+    return {"stores": 1 << 60, "copies": rows * (px // PATCH) ** 2}
 
 
 def inputs(model: MMDiT, px: int, rows: int) -> tuple[Tensor, Conditions]:
@@ -68,17 +75,17 @@ def milliseconds(graph: CapturedGraph[Tensor]) -> float:
     return begin.elapsed_ms(end) / REPLAYS
 
 
-def compare(model: MMDiT, px: int, rows: int) -> None:
-    """Measures one case; a collective."""
+def compare(model: MMDiT, px: int, rows: int, shared: dict[str, Any]) -> None:
+    """Measures one case; a collective. shared: what all rows of results have."""
     latents, conditions = inputs(model, px, rows)
-    graphs = {way: recorded(model, least, latents, conditions) for way, least in WAYS.items()}
+    graphs = {way: recorded(model, least, latents, conditions) for way, least in ways(px, rows).items()}
     noise = {way: graph().astype("float32").numpy() for way, graph in graphs.items()}
     model.mesh.meet("recorded")
     rounds = [{way: milliseconds(graph) for way, graph in graphs.items()} for _ in range(ROUNDS)]
     for way, graph in graphs.items():
         taken = [one[way] for one in rounds]
         far = float(np.abs(noise[way] - noise["stores"]).max() / np.abs(noise["stores"]).max())
-        row = {"bench": "copied", "way": way, "px": px, "rows": rows, "mp": model.mesh.mp.size, "difference": far,
+        row = {**shared, "way": way, "px": px, "rows": rows, "mp": model.mesh.mp.size, "difference": far,
                "ms": statistics.median(taken), "min_ms": min(taken), "max_ms": max(taken)}  # fmt: skip
         if model.mesh.world.rank == 0:
             print(json.dumps(row), flush=True)
@@ -94,8 +101,12 @@ def main() -> None:
     options = parser.parse_args()
     mesh = ParallelConfig(mp=int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
     model = MMDiT.from_pretrained(f"random:{options.model}", parallel=mesh, device=options.device)
+    gpus = f"{mesh.mp} x {cuda_driver.name(device.current_index())}"
+    command = f"python -m paddle.distributed.launch {shlex.join(sys.argv)}"
+    shared = {**record.surroundings("copied", command, gpu=gpus), "model": options.model, "dtype": model.dtype}
     for case in options.cases:
-        compare(model, *map(int, case.split("x")))
+        px, rows = map(int, case.split("x"))
+        compare(model, px, rows, shared)
     model.mesh.meet("done")
 
 

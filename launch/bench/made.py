@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import paddle
+from safetensors import SafetensorError
 from safetensors.paddle import save_file
 
+from sd3par.config import require
 from sd3par.device import choose
+from sd3par.errors import ConfigError
+from sd3par.launch import endings
+from sd3par.launch.endings import Place
 from sd3par.weights.fill import Component
 from sd3par.weights.folder import DIFFUSERS_STEM, TRANSFORMERS_STEM
-from sd3par.weights.random_model import BUNDLED_FOLDER, PREFIX, random_component
+from sd3par.weights.random_model import BUNDLED_FOLDER, MODELS, PREFIX, random_component
 
 PARTS = {"transformer": DIFFUSERS_STEM, "vae": DIFFUSERS_STEM, "text_encoder": TRANSFORMERS_STEM,
          "text_encoder_2": TRANSFORMERS_STEM, "text_encoder_3": TRANSFORMERS_STEM}  # fmt: skip
@@ -34,8 +40,8 @@ def write(name: str, folder: Path, shard: int = SHARD) -> None:
         shard: the most numbers in a file of several tensors.
 
     Raises:
-        ConfigError: no such model.
-        OSError: the files cannot be written.
+        ConfigError: no such model, or its tensors cannot be written.
+        OSError: other files cannot be written.
     """
     components = {part: random_component(PREFIX + name, part) for part in PARTS}
     shutil.copytree(BUNDLED_FOLDER, folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -52,7 +58,10 @@ def _save(component: Component, folder: Path, stem: str, most: int) -> None:
     files = [f"{stem}.safetensors"] if len(shards) == 1 else files
     for file, names in zip(files, shards, strict=True):
         tensors = {name: component.checkpoint.read(name).cpu() for name in names}
-        save_file(tensors, str(folder / file), {"format": "pt"})
+        try:
+            save_file(tensors, str(folder / file), {"format": "pt"})
+        except SafetensorError as error:  # no OSError
+            raise ConfigError("folder", folder, f"one that takes {file}: {error}") from None
     if len(files) > 1:
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {}, "weight_map": where}
@@ -73,13 +82,14 @@ def _shards(component: Component, most: int) -> Iterator[list[str]]:
     yield names
 
 
-def main() -> None:
-    """Writes what the command line names."""
-    name, folder = sys.argv[1:]
+def main(argv: Sequence[str]) -> int:
+    """Writes what `argv` names; returns the exit code."""
+    require(len(argv) == 2, "arguments", shlex.join(argv), f"a model ({', '.join(MODELS)}) and a folder")
     choose().activate()
     with paddle.no_grad():
-        write(name, Path(folder))
+        write(argv[0], Path(argv[1]))
+    return endings.DONE
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(endings.run(lambda: main(sys.argv[1:]), Place()))

@@ -84,6 +84,12 @@ class _File:
         if self.mapped is not None and not self.record.is_same():
             raise changed(self.path, self.digests[0])
         self.record.keep()
+        self.close()
+
+    def close(self) -> None:
+        """Closes it; what is mapped of it stays for as long as someone holds what was taken."""
+        self.file.close()
+        self.mapped = None
 
     def views(self, block: int) -> Iterator[memoryview]:
         """Yields, in order, where the bytes of a block go, in pieces of at most `CHUNK`."""
@@ -149,7 +155,7 @@ class Reader:
         """Ends the threads; what is not read yet is not read any more."""
         self._pool.shutdown(cancel_futures=True)
         for file in self._files.values():
-            file.file.close()
+            file.close()
 
     def _check(self, blocks: int) -> None:
         """Waits until the first `blocks` blocks are read, as they were exported."""

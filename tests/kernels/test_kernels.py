@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import paddle
 import pytest
@@ -118,6 +119,16 @@ def test_empty_is_like_another() -> None:
     made = runtime.empty([4, 0, 5], x)
     assert (made.shape, made.dtype, made.stop_gradient) == ([4, 0, 5], x.dtype, True)
     assert made.place._equals(x.place)
+
+
+def test_kernels_go_to_another_stream_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paddle.base.core, "_get_current_stream", lambda index: SimpleNamespace(raw_stream=5))
+    with runtime.on_stream(7):
+        with pytest.raises(ValueError), runtime.on_stream(8):
+            assert runtime._stream(0) == 8
+            raise ValueError
+        assert runtime._stream(0) == 7
+    assert runtime._stream(0) == 5
 
 
 @pytest.fixture

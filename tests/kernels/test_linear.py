@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from paddle import Tensor
 
 from sd3par import ConfigError, kernels
 from sd3par.kernels.linear import Product, linear_fused, linear_gelu_fused, linear_gelu_reference, linear_reference
+from sd3par.kernels.nvgpu import products
 from sd3par.launch.bench.swap import references, swapped
 from tests import tolerances
 from tests.arrays import array
@@ -121,6 +123,35 @@ def test_which_products_go_to_peers_in_one_launch(
     ways = [kernels.Rectangle(0, 0, rows, columns * to, columns, 1 << 20, columns) for to in range(2)]
     kernels.linear_to([product], ways)
     assert made == launches
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_rows_into_memory_that_is_there(gelu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuBLASLt is asked for it: by an address, and how far it is there from row to row."""
+
+    def store(
+        x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, address: int, pitch: int, stream: int
+    ) -> None:  # fmt: skip
+        value = (linear_gelu_reference if gelu else linear_reference)(x, weight, bias).numpy()
+        assert (x.ndim, pitch, stream) == (2, value.shape[1], 7)
+        ctypes.memmove(address, value.tobytes(), value.nbytes)
+
+    monkeypatch.setattr(products, "linear_into", store)
+    monkeypatch.setattr(linear_to.device, "stream_handle", lambda: 7)
+    x, weight, bias = tensors(23)
+    out = paddle.zeros([2, 5, 23])
+    kernels.linear_into(Product(x[1:], weight, bias), out[1:], gelu)
+    want = (linear_gelu_reference if gelu else linear_reference)(x, weight, bias)
+    assert out[0].abs().max() == 0 and float((out[1] - want[1]).abs().max()) <= tolerances.MODULE
+
+
+@pytest.mark.parametrize("gap", ["gaps", "no bias", "other rows"])
+def test_what_memory_that_is_there_is_not_for(gap: str) -> None:
+    x, weight, bias = tensors(23)
+    out = paddle.zeros([2, 4 if gap == "other rows" else 5, 46])[..., ::2]
+    with pytest.raises(ConfigError) as caught:
+        kernels.linear_into(Product(x, weight, None if gap == "no bias" else bias), out)
+    assert "Tensor" not in str(caught.value)
 
 
 def wrong(name: str) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

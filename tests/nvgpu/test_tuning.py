@@ -18,9 +18,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first of them b
 PRODUCT = """
 import paddle
 paddle.set_device("nvgpu:0")
-def product(rows, dtype="bfloat16", columns=1024):
+def product(rows, dtype="bfloat16", columns=1024, gelu="none"):
     x, y = paddle.zeros([rows, 1024], dtype=dtype), paddle.zeros([1024, columns], dtype=dtype)
-    return paddle._C_ops.fused_gemm_epilogue(x, y, paddle.zeros([columns], dtype=dtype), False, False, "none")[0]
+    return paddle._C_ops.fused_gemm_epilogue(x, y, paddle.zeros([columns], dtype=dtype), False, False, gelu)[0]
+"""
+INTO = """
+from sd3par import kernels
+sizes = [3072, 1024], [1024, 1024], [1024], [3072, 1024]
+x, weight, bias, out = (paddle.zeros(size, dtype="bfloat16") for size in sizes)
+for gelu in (False, True):
+    kernels.linear_into(kernels.Product(x[1024:], weight, bias), out[1024:], gelu)
 """
 CAPTURED = """
 from paddle.device.cuda.graphs import CUDAGraph
@@ -50,6 +57,17 @@ def test_the_fastest_is_kept_for_later_processes(dry_plugin: Path, tmp_path: Pat
     output(dry_plugin, PRODUCT + "product(1024); product(4096)", NVGPU_TUNING=str(file))
     assert len(lines(file)) == 3
     assert sorted(path.name for path in file.parent.iterdir()) == ["gemm.txt", "gemm.txt.lock"]
+
+
+def test_products_into_memory_that_is_there_are_those_of_operators(dry_plugin: Path, tmp_path: Path) -> None:
+    """Their call of C goes through ctypes, which checks no arguments: sizes and GELU arrive as an operator's do."""
+    kept = []
+    for name, code in (("there", INTO), ("new", 'for gelu in ("none", "gelu"): product(2048, gelu=gelu)')):
+        output(dry_plugin, PRODUCT + code, NVGPU_TUNING=str(tmp_path / name))
+        kept.append([line.split("|")[0].split() for line in lines(tmp_path / name)])
+    there, new = ([product[:-3] for product in products] for products in kept)  # without pitches
+    assert there == new and there[0] != there[1]
+    assert [product[-3:] for product in kept[0]] == 2 * [["1024"] * 3]
 
 
 @pytest.mark.parametrize(

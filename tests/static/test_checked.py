@@ -140,6 +140,21 @@ def test_mapped_files_reach_a_device(path: Path, cache: Path, dry_plugin: Path) 
                                                  enumerate(SIZES)])]  # fmt: skip
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_mapped_files_are_given_back(path: Path, whole: bool) -> None:
+    """Also where their reader is still held, as a job holds it until its pictures are made."""
+    wanted, maps = digests(path), Path("/proc/self/maps")
+    read(path, wanted)
+    found = opened(path, wanted, "cuda")
+    assert str(path) in maps.read_text("utf-8")
+    if whole:
+        assert sum(1 for _ in found.parts(path.name)) == len(SIZES)
+    else:
+        found.close()
+    assert str(path) not in maps.read_text("utf-8")
+    found.close()
+
+
 def test_everything_is_compared_again_without_the_cache(path: Path, cache: Path, hashing: Hashing) -> None:
     for _ in range(2):
         read(path, digests(path))

@@ -1,5 +1,5 @@
-// x W + b stored at an address, for Python through ctypes (kernels/nvgpu/products.py): Paddle's tensors cannot lie in
-// another GPU's memory.
+// x W + b, or its GELU, stored at an address, for Python through ctypes (kernels/nvgpu/products.py): Paddle's tensors
+// cannot lie in another GPU's memory.
 #include <memory>
 
 #include "../runtime/runtime.h"
@@ -42,7 +42,8 @@ int nvgpu_linear_into(int bytes, int bfloat, int gelu, const int64_t* sizes, con
       held = std::make_unique<Memory>(wanted);
       return held->pointer;
     };
-    if (!GemmBias(DtypeOfBytes(bytes, bfloat), shape, gelu ? Epilogue::kBiasGelu : Epilogue::kBias, x, weight, bias, out, scratch,
+    const Epilogue epilogue = gelu ? Epilogue::kBiasGelu : Epilogue::kBias;
+    if (!GemmBias(DtypeOfBytes(bytes, bfloat), shape, epilogue, x, weight, bias, out, scratch,
                   reinterpret_cast<cudaStream_t>(stream)))
       throw std::runtime_error("cuBLASLt has no kernel for this product");
   });
