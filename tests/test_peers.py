@@ -87,8 +87,11 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("copies")
-@pytest.mark.parametrize(("mp", "late"), [(2, False), (2, True), (3, True), (4, False), (4, True)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "mp", "late"),
+    [*((name, 2, True) for name in MODELS),
+     *(("5 heads, dual, QK norm", *way) for way in ((2, False), (3, True), (4, False), (4, True)))],
+)  # fmt: skip
 def test_copies_beside_the_products(name: str, mp: int, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with paddle.no_grad():
         want = run(name, COPIED, Mesh.single())
