@@ -18,6 +18,7 @@ from sd3par import copied_sums, kernels
 from sd3par.conditions import Conditions
 from sd3par.config import GenerationRequest
 from sd3par.device import Device
+from sd3par.errors import Sd3parError
 from sd3par.graph import StepGraphs
 from sd3par.launch import report
 from sd3par.launch.bench import kernels as kernels_of
@@ -174,6 +175,12 @@ def test_startup_runs_the_command() -> None:
     for row in rows:
         assert 0 < row["imports_s"] < row["file_s"] <= row["process_s"] and row["cpu_s"] > 0
     assert len(startup.shown(rows)) == 7
+
+
+@pytest.mark.parametrize("flags", [[], ["--no_static"]])
+def test_startup_of_no_model_is_refused(flags: list[str]) -> None:
+    with pytest.raises(Sd3parError, match="^model: got /nosuch; allowed: tiny, or a folder or file that exists"):
+        startup.startup(["--model", "/nosuch", *flags])
 
 
 def test_what_others_disturb_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sd3par.config import require
+from sd3par.errors import Sd3parError
 from sd3par.launch import endings, record
 from sd3par.launch.bench.quiet import MOST, Quiet, children_s
 from sd3par.launch.bench.runner import Files
@@ -194,9 +195,11 @@ def _parser() -> Parser:
 
 
 def _command(*words: str, env: dict[str, str] | None = None) -> str:
-    """Runs an sd3par command; returns what it prints."""
+    """Runs an sd3par command; returns what it prints. What it refuses is refused here in the same words."""
     done = subprocess.run([sys.executable, "-m", "sd3par", *words], env={**os.environ, **(env or {})},
                           capture_output=True, text=True)  # fmt: skip
+    if done.returncode == endings.REFUSED:
+        raise Sd3parError(done.stderr.strip().splitlines()[-1].removeprefix("sd3par: error: "))
     if done.returncode:
         raise RuntimeError(f"sd3par {words[0]}: exit code {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
