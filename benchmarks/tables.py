@@ -6,7 +6,7 @@ Run it again when there are new rows; each table is of the newest run that has i
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +93,15 @@ def agreement(rows: Sequence[Row]) -> str:
     return MISSING
 
 
-def starts(rows: Sequence[Row]) -> str:
-    """Returns the newest run of starts of a checkpoint and its export."""
-    found = newest([row for row in rows if row["bench"] == startup.NAME], "bench").get((startup.NAME,))
+def newest_run(
+    rows: Sequence[Row], name: str, machine: str, cells: Callable[[Sequence[Row]], list[tuple[str, ...]]]
+) -> str:  # fmt: skip
+    """Returns the newest run of a benchmark under its title; machine: what of the rows says where it ran."""
+    found = newest([row for row in rows if row["bench"] == name], "bench").get((name,))
     if found is None:
         return MISSING
     first = found[0]
-    return f"{first['model']}; {first['cpu']}; run {first['run_id']}\n\n{table.as_markdown(startup.shown(found))}"
-
-
-def pictures(rows: Sequence[Row]) -> str:
-    """Returns the newest run of pictures beside those of one device."""
-    found = newest([row for row in rows if row["bench"] == quality.NAME], "bench").get((quality.NAME,))
-    if found is None:
-        return MISSING
-    first = found[0]
-    return f"{first['model']}; {first['gpu']}; run {first['run_id']}\n\n{table.as_markdown(quality.cells(found))}"
+    return f"{first['model']}; {first[machine]}; run {first['run_id']}\n\n{table.as_markdown(cells(found))}"
 
 
 def page(results: Path, on_the_cpu: Path = RESULTS / "cpu") -> str:
@@ -116,8 +109,8 @@ def page(results: Path, on_the_cpu: Path = RESULTS / "cpu") -> str:
     rows = read([str(results)])
     text = (HERE / "tables_text.md").read_text(encoding="utf-8")
     values = {"A100": beside(rows, 512, 50, A100), "A800": beside(rows, 1024, 20, A800), "TRIALS": trials(rows),
-              "QUALITY": pictures(rows),
-              "AGREEMENT": agreement(rows), "STARTUP": starts(read([str(on_the_cpu)]))}  # fmt: skip
+              "QUALITY": newest_run(rows, quality.NAME, "gpu", quality.cells), "AGREEMENT": agreement(rows),
+              "STARTUP": newest_run(read([str(on_the_cpu)]), startup.NAME, "cpu", startup.shown)}  # fmt: skip
     values |= {name.upper(): kind(rows, name) for name in KINDS if name != "trials"}
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", value)

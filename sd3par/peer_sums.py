@@ -16,7 +16,7 @@ from sd3par.kernels import Copies, Product, Rectangle, Scattered
 from sd3par.mesh import Mesh
 from sd3par.peer_memory import Meeting, Rooms, Shared, SharedPool
 from sd3par.plan import Tokens, tokens_for
-from sd3par.sums import Branch, GatedBranches
+from sd3par.sums import Branch, GatedBranches, Sums
 
 
 class _Parts(NamedTuple):
@@ -27,7 +27,7 @@ class _Parts(NamedTuple):
     out: Scattered
 
 
-class PeerSums:
+class PeerSums(Sums):
     """Sums by stores: each mp rank norms a part of the tokens, of which all others send it their parts of the sums.
 
     It stores its norms to all. So a rank holds, and adds to, its own tokens of a residual only.
@@ -37,6 +37,7 @@ class PeerSums:
     """
 
     def __init__(self, mesh: Mesh, dim: int, dtype: str) -> None:
+        super().__init__(mesh)
         self.axis, self.dim = mesh.mp, dim
         self._meet = Meeting(mesh, mesh.mp)
         self._norms, self._last = SharedPool(mesh, mesh.mp, dtype), SharedPool(mesh, mesh.mp, dtype)
@@ -60,10 +61,6 @@ class PeerSums:
         sums = kernels.adaln(streams, outs)
         self._meet()
         return [(x, *(shared.own for shared in room)) for (x,), room in zip(sums, rooms, strict=True)]
-
-    def multiply(self, products: list[Product], gelu: bool = False) -> list[Tensor]:
-        """Products with norms, x: [R, t, K] each -> [R, t, N] each, or their GELU: this mp rank's columns."""
-        return kernels.linears(products, gelu)
 
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the parts of each sum over mp, [mp, R, held, D]: `norm` adds them up."""

@@ -24,7 +24,7 @@ class Routes(NamedTuple):
     """The exchange of tokens for heads over sp, and sums over mp."""
 
     exchange: SequenceExchange | PeerExchange | TracedExchange
-    sums: Sums | PeerSums | TracedPeerSums
+    sums: Sums
 
     @property
     def transport(self) -> str:
@@ -40,7 +40,9 @@ def routes_for(mesh: Mesh, plan: WeightPlan, dtype: str) -> Routes:
         ConfigError: `mesh.transport` is "peer" and these processes cannot.
     """
     if isinstance(mesh, TracedMesh):
-        return Routes(TracedExchange(mesh, plan), TracedPeerSums() if mesh.transport == "peer" else TracedSums(mesh))
+        return Routes(
+            TracedExchange(mesh, plan), TracedPeerSums(mesh) if mesh.transport == "peer" else TracedSums(mesh)
+        )
     if mesh.transport == "collective" or mesh.sp.size * mesh.mp.size == 1:
         return _by_collectives(mesh, plan)
     reason = peer_memory.why_not(mesh, dtype)

@@ -55,17 +55,17 @@ def test_runs_that_have_cases_in_common_are_compared() -> None:
     assert tables.agreement(rows[:2]) == tables.MISSING
 
 
-def test_starts() -> None:
+def test_a_newest_run() -> None:
     seconds = {f"{name}_s": 1.0 for name in startup.SECONDS}
     rows = [{"run_id": run, "bench": "startup", "when": run, "model": "m", "cpu": "c", "engine": engine,
              "start": "warm", "repeats": 7, "spread": 0.125, "others": 0.0, **seconds, "file_s": 3.0}
             for run, engine in (("a", "graph"), ("b", "eager"), ("b", "static"))]  # fmt: skip
-    text = tables.starts(rows)
+    text = tables.newest_run(rows, "startup", "cpu", startup.shown)
     assert text.startswith("m; c; run b\n")
     assert [line[:2] + line[7:8] + line[-2:-1] for line in cells(text)[2:]] == [
         ["warm", "eager", "3.00", "12 % of 7"], ["warm", "static", "3.00", "12 % of 7"],
     ]  # fmt: skip
-    assert tables.starts([]) == tables.MISSING
+    assert tables.newest_run([], "startup", "cpu", startup.shown) == tables.MISSING
 
 
 def test_page_is_filled_in(tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def main() -> None:
     mesh = ParallelConfig(mp=int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
     model = MMDiT.from_pretrained(f"random:{options.model}", parallel=mesh, device=options.device)
     gpus = f"{mesh.mp} x {cuda_driver.name(device.current_index())}"
-    command = f"python -m paddle.distributed.launch {shlex.join(sys.argv)}"
+    devices = ",".join(map(str, range(mesh.mp)))
+    command = f"python -m paddle.distributed.launch --devices {devices} {shlex.join(sys.argv)}"
     shared = {**record.surroundings("copied", command, gpu=gpus), "model": options.model, "dtype": model.dtype}
     for case in options.cases:
         px, rows = map(int, case.split("x"))

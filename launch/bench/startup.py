@@ -116,10 +116,7 @@ def as_files(model: Sequence[str], folder: Path) -> list[str]:
     """Returns flags that name files of a model; made-up weights are written into a folder."""
     if model[0] != "--random_weights":
         return list(model)
-    words = [sys.executable, "-m", "sd3par.launch.bench.made", model[1], str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{model[1]} was not written: {done.stderr[-2000:]}")
+    _command(model[1], str(folder), module="sd3par.launch.bench.made")
     return ["--model", str(folder)]
 
 
@@ -194,12 +191,12 @@ def _parser() -> Parser:
     return parser
 
 
-def _command(*words: str, env: dict[str, str] | None = None) -> str:
-    """Runs an sd3par command; returns what it prints. What it refuses is refused here in the same words."""
-    done = subprocess.run([sys.executable, "-m", "sd3par", *words], env={**os.environ, **(env or {})},
+def _command(*words: str, module: str = "sd3par", env: dict[str, str] | None = None) -> str:
+    """Runs a command of sd3par, or a module; returns what it prints. What it refuses is refused here, in its words."""
+    done = subprocess.run([sys.executable, "-m", module, *words], env={**os.environ, **(env or {})},
                           capture_output=True, text=True)  # fmt: skip
     if done.returncode == endings.REFUSED:
         raise Sd3parError(done.stderr.strip().splitlines()[-1].removeprefix("sd3par: error: "))
     if done.returncode:
-        raise RuntimeError(f"sd3par {words[0]}: exit code {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{module} {words[0]}: exit code {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout

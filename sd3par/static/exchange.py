@@ -98,10 +98,11 @@ class TracedSums(Sums):
         return [self.mesh.all_reduce(self.mesh.mp, value) for value in values]
 
 
-class TracedPeerSums:
+class TracedPeerSums(Sums):
     """`PeerSums` in a program: what is shared lies where `peers.PeerMemory` says when it runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: TracedMesh) -> None:
+        super().__init__(mesh)
         self._likes: list[Tensor] = []  # image and text, whole: for their lengths, which are not known here
 
     def held(self, streams: list[Tensor]) -> list[Tensor]:
@@ -112,10 +113,6 @@ class TracedPeerSums:
     def norm(self, streams: list[kernels.Stream], lengths: list[int], last: bool = False) -> list[tuple[Tensor, ...]]:
         """Adds its branch to each stream and norms it: [R, held, D] -> the same, and norms of all tokens, [R, t, D]."""
         return calls.peer_norm(streams, self._likes, last)
-
-    def multiply(self, products: list[Product], gelu: bool = False) -> list[Tensor]:
-        """Products with norms, x: [R, t, K] each -> [R, t, N] each, or their GELU: this mp rank's columns."""
-        return kernels.linears(products, gelu)
 
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the parts of each sum over mp, [mp, R, size, D]: `norm` adds them up."""
