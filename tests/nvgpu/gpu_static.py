@@ -1,0 +1,116 @@
+"""From a prompt, and from a picture, to a picture: by exports of the bundled model, and without one, beside each other.
+
+    python -m tests.nvgpu.gpu_static [--meshes one dp2 sp2 mp2 mp2:peer] [--device nvgpu]
+
+Text encoders, autoencoder and loop are programs in the one, operators and recorded steps in the other; both are started
+from the shell. Of one process launch/static_example.py runs as well. Prints a table; 1 if a picture is another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sd3par.config import ParallelConfig
+from sd3par.launch.bench.case import mesh_flags, mesh_of
+from sd3par.launch.report import table
+from tests.ranks import ROOT
+
+MESHES = ("one", "dp2", "sp2", "mp2", "mp2:peer")
+PROMPT, SEED = "a red circle on a blue background", "3"
+LIMIT_S = 120.0  # of one command
+# The same operators in the same order differ in the last bits of fp32 at most; NCCL's sums of bf16 round otherwise than
+# stored parts do.
+LEAST_PSNR, LEAST_OF_SUMS = 60.0, 30.0
+Row = dict[str, Any]
+
+
+def run(*words: str) -> float:
+    """Runs a Python module or script; returns its seconds. RuntimeError holds the end of what it said."""
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-W", "ignore", *words], cwd=ROOT, timeout=LIMIT_S, capture_output=True,
+                          text=True)  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {(done.stderr or done.stdout).strip()[-300:]}")
+    return time.monotonic() - begin
+
+
+def generate(output: Path, *words: str) -> tuple[np.ndarray, float]:
+    """Returns the picture [H, W, 3] that `sd3par generate` makes, uint8, and its seconds."""
+    seconds = run("-m", "sd3par", "generate", PROMPT, "--seed", SEED, "--quiet", *words, "--output", str(output))
+    return np.asarray(Image.open(output)), seconds
+
+
+def psnr(got: np.ndarray, want: np.ndarray) -> float:
+    """Returns how alike two pictures [H, W, 3] are, in dB; infinite for the same one."""
+    error = float(((got.astype(np.float64) - want) ** 2).mean())
+    return float("inf") if not error else 10 * float(np.log10(255.0**2 / error))
+
+
+def rows(mesh: str, device: str, folder: Path) -> list[Row]:
+    """Returns what was found of a mesh: of a prompt, of a picture, and of the example."""
+    name, _, transport = mesh.partition(":")
+    layout, out = mesh_of(name), folder / "export"
+    assert isinstance(layout, ParallelConfig)
+    sizes = [*mesh_flags(layout), "--device", device]
+    alike = ["--transport", transport] if transport else []
+    run("-m", "sd3par", "export", *sizes, *alike, "--out", str(out), "--quiet")
+    least = LEAST_PSNR if layout.mp == 1 or transport == "peer" else LEAST_OF_SUMS
+    first = ["--image", str(folder / "prompt-model.png")]
+    found = [beside(what, words, sizes, out) for what, words in (("prompt", []), ("picture", first))]
+    found = [{**row, "right": row["psnr"] >= least} for row in found] + ([example(out)] if layout.world == 1 else [])
+    return [{"mesh": mesh, **row} for row in found]
+
+
+def beside(what: str, words: Sequence[str], sizes: Sequence[str], export: Path) -> Row:
+    """Returns how alike the pictures of a model on a mesh and of its export are, for the same request."""
+    want, model_s = generate(export.with_name(f"{what}-model.png"), *words, *sizes)
+    static = ("--model", str(export), "--engine", "static")
+    got, static_s = generate(export.with_name(f"{what}-static.png"), *words, *static)
+    return {"from": what, "psnr": psnr(got, want), "model_s": model_s, "static_s": static_s}
+
+
+def example(export: Path) -> Row:
+    """Returns whether launch/static_example.py runs an export of one process."""
+    latents = export.with_name("latents.npy")
+    seconds = run("launch/static_example.py", str(export), "--steps", "4", "--out", str(latents))
+    return {"from": "the example", "right": bool(np.isfinite(np.load(latents)).all()), "static_s": seconds}
+
+
+def cells(found: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Returns rows as lines of a table, the heading first."""
+    lines = [("mesh", "from", "PSNR", "model s", "static s", "")]
+    for row in found:
+        numbers = (f"{row[name]:.1f}" if name in row else "" for name in ("psnr", "model_s", "static_s"))
+        lines.append((row["mesh"], row["from"], *numbers, "" if row["right"] else row.get("error", "WRONG")))
+    return lines
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--meshes", nargs="+", default=MESHES)
+    parser.add_argument("--device", default="nvgpu")
+    options = parser.parse_args()
+    found: list[Row] = []
+    for mesh in options.meshes:
+        with TemporaryDirectory() as scratch:
+            try:
+                found += rows(mesh, options.device, Path(scratch))
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                found.append({"mesh": mesh, "from": "", "right": False, "error": str(error)})
+    print(table(cells(found)), "PASS" if all(row["right"] for row in found) else "FAIL", sep="\n")
+    return int(not all(row["right"] for row in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
