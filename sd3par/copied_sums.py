@@ -22,9 +22,9 @@ from sd3par.peer_memory import Post, Rooms, Shared
 from sd3par.peer_sums import PeerSums
 from sd3par.sums import Branch, GatedBranches
 
-# Of the image, in all rows. A recorded step of SD3-medium on two H200s took 18.86 ms with copies and 19.42 without for
-# 8192 tokens, but 6.84 and 5.43 for 2048, where one launch makes the products of both streams (as this was first
-# written; benchmarks/gpu/copied.py measures it).
+# Of the image, in all rows. A recorded step of SD3-medium on two H200s takes 18.68 ms with copies and 19.36 without for
+# 8192 tokens, 10.52 and 10.54 for 4608, 35.8 and 35.9 for 16384 (benchmarks/gpu/copied.py); as this was first written
+# 6.84 and 5.43 for 2048, where one launch makes the products of both streams.
 LEAST_TOKENS = 8192
 
 
