@@ -141,12 +141,14 @@ class Manifest:
         return Limits(**self.limits)
 
     def check_mesh(self, parallel: ParallelConfig) -> None:
-        """Raises ConfigError unless the export is for a mesh."""
+        """Raises ConfigError unless the export is for a mesh, and for its transport where there is anything to hand on."""
         own = self.parallel
         same = (parallel.dp, parallel.mp, parallel.sp) == (own.dp, own.mp, own.sp)
         text = "--dp_size {0.dp} --mp_size {0.mp} --sp_size {0.sp}".format
         require(same, "dp_size, mp_size, sp_size", f"{parallel.dp}, {parallel.mp}, {parallel.sp}",
                 f"{text(own)}, for which this model was exported")  # fmt: skip
+        fits = own.mp * own.sp == 1 or parallel.transport in ("auto", self.transport)
+        require(fits, "transport", parallel.transport, f"auto or {self.transport}, for which this model was exported")
 
     def check_device(self, kind: str, dtype: str) -> None:
         """Raises ConfigError unless the export is for a kind of device; dtype: what was asked for, or auto."""

@@ -59,6 +59,15 @@ def test_what_it_was_not_exported_for(whole: Path, options: dict[str, Any], said
     assert said in refusal(whole, **options)
 
 
+@pytest.mark.parametrize(("own", "asked"), [("collective", "peer"), ("peer", "collective")])
+def test_another_transport(export: Path, own: str, asked: str) -> None:
+    whole = json.loads((export / MANIFEST).read_text("utf-8"))
+    programs = {name: pairs * 2 for name, pairs in whole["programs"].items()}
+    change(export, mp=2, transport=own, programs=programs)
+    said = f"transport: got {asked}; allowed: auto or {own}, for which this model was exported"
+    assert said in refusal(export, parallel=ParallelConfig(mp=2, transport=asked))
+
+
 def test_another_world(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
     assert "2, the number of processes that were started" in refusal(whole)
