@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 import time
@@ -237,11 +238,26 @@ def _connect(parallel: ParallelConfig, rank: int) -> Mesh:
             host=_host(),
             transport=parallel.transport,
         )
-        mesh._warm_up()
+        with _ended_after(CONNECT_TIMEOUT_S):
+            mesh._warm_up()
         return mesh
     except (RuntimeError, OSError, SystemError) as error:
         # OSError: what Paddle makes of a failure of NCCL behind a plug-in. SystemError: of processes that do not come.
         raise RankFailure(f"rank {rank}: the {parallel.world} processes could not connect: {error}") from error
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """Ends this process, saying where it waits, if what is within takes longer.
+
+    NCCL waits for ever for a process that died between its start and the watchdog's, and Paddle may hold Python's lock
+    meanwhile: no thread of Python could end it. This one is C's.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _wait_for_first() -> None:

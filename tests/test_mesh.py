@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -67,3 +69,10 @@ def test_a_first_process_that_does_not_come_is_not_waited_for(monkeypatch: pytes
         RankFailure, match=f"^rank 1: the 2 processes could not connect: nobody listens at 127.*:{port}"
     ):
         Mesh.from_env(ParallelConfig(dp=2))
+
+
+def test_a_connection_that_never_comes_up_ends_the_process() -> None:
+    """Even one that holds Python's lock: ctypes.PyDLL does."""
+    stuck = "import ctypes; from sd3par import mesh\nwith mesh._ended_after(0.5): ctypes.PyDLL(None).sleep(60)"
+    done = subprocess.run([sys.executable, "-c", stuck], cwd=ranks.ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1 and "Timeout" in done.stderr, done.stderr
