@@ -141,7 +141,7 @@ class Manifest:
         return Limits(**self.limits)
 
     def check_mesh(self, parallel: ParallelConfig) -> None:
-        """Raises ConfigError unless the export is for a mesh, and for its transport if ranks hand each other anything."""
+        """Raises ConfigError unless the export is for a mesh, and its transport if ranks hand each other anything."""
         own = self.parallel
         same = (parallel.dp, parallel.mp, parallel.sp) == (own.dp, own.mp, own.sp)
         text = "--dp_size {0.dp} --mp_size {0.mp} --sp_size {0.sp}".format
