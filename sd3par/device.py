@@ -161,12 +161,7 @@ def synchronize() -> None:
 def on_device(x: paddle.Tensor) -> paddle.Tensor:
     """Returns `x: [...]` on the current device."""
     place = paddle.framework._current_expected_place_()
-    return copy_to_device(x) if x.place.is_cpu_place() and not place.is_cpu_place() else x
-
-
-def copy_to_device(x: paddle.Tensor) -> paddle.Tensor:
-    """Returns a copy of `x: [...]` on the current device, which needs the memory of `x` no more."""
-    return x._copy_to(paddle.framework._current_expected_place_(), True)
+    return x._copy_to(place, True) if x.place.is_cpu_place() and not place.is_cpu_place() else x
 
 
 def release_idle_memory() -> None:

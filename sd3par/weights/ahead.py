@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager
 import numpy as np
 from paddle import Tensor
 
-from sd3par.device import copy_to_device, current
+from sd3par.device import current
 from sd3par.mesh import world_size
 from sd3par.weights.file_part import Part
-from sd3par.weights.host_tensor import tensor_over
+from sd3par.weights.host_tensor import device_copy
 from sd3par.weights.manifest import THREADS
 from sd3par.weights.ring import Ring, Span
 
@@ -103,7 +103,7 @@ class _Request:
         for read in self.reads:
             read.result()
         assert self._values is not None
-        tensor = copy_to_device(tensor_over(self._values))
+        tensor = device_copy(self._values)
         self._values = None
         if self._span is not None:
             self._span.free = True

@@ -14,6 +14,11 @@ def tensor_over(values: np.ndarray) -> Tensor:
     return paddle.utils.dlpack.from_dlpack(values)
 
 
+def device_copy(values: np.ndarray) -> Tensor:
+    """Returns a copy of `values: [...]`, contiguous, on the current device; it is made when this returns."""
+    return tensor_over(values)._copy_to(paddle.framework._current_expected_place_(), True)
+
+
 def cpu_copy(values: np.ndarray) -> Tensor:
     """Returns a copy of `values: [...]` as a CPU tensor."""
     if values.dtype == np.uint16:
