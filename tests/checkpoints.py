@@ -7,10 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import paddle
 
+from sd3par.weights.ahead import Ahead
+from sd3par.weights.file_part import Index
+from sd3par.weights.fill import Checkpoint, Pending
 from tests.arrays import weight
 
 
-class ArrayCheckpoint:
+class ArrayCheckpoint(Checkpoint):
     """Tensors from numpy arrays; `reads` lists (name, bytes) of every read."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], where: str = "arrays") -> None:
@@ -26,8 +29,11 @@ class ArrayCheckpoint:
         """Returns name -> shape."""
         return {name: array.shape for name, array in self.arrays.items()}
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> paddle.Tensor:
-        """Returns tensor `name` or its part."""
+    def begin(self, name: str, index: Index = (), ahead: Ahead | None = None) -> Pending:
+        """Returns what gives tensor `name` or its part."""
+        return lambda: self._tensor(name, index)
+
+    def _tensor(self, name: str, index: Index) -> paddle.Tensor:
         array = np.ascontiguousarray(self.arrays[name][index])
         self.reads.append((name, array.nbytes))
         return paddle.to_tensor(array)

@@ -6,11 +6,11 @@ import mmap
 from collections.abc import Iterator
 
 import numpy as np
-import paddle
 from paddle import Tensor
 
 from sd3par.device import on_device
 from sd3par.static.reader import Entry, Reader
+from sd3par.weights.host_tensor import tensor_over
 
 
 def tensors(reader: Reader, name: str) -> Iterator[Tensor]:
@@ -25,7 +25,5 @@ def tensors(reader: Reader, name: str) -> Iterator[Tensor]:
 
 def _tensor(entry: Entry, memory: mmap.mmap | memoryview) -> Tensor:
     """Returns a CPU tensor of an entry's shape and dtype in its memory."""
-    dtype = np.int16 if entry.dtype == "bfloat16" else entry.dtype  # NumPy has none of that
-    values = np.frombuffer(memory, dtype, np.prod(entry.shape, dtype=int)).reshape(entry.shape)
-    tensor: Tensor = paddle.utils.dlpack.from_dlpack(values)
-    return tensor.view(entry.dtype) if entry.dtype == "bfloat16" else tensor
+    dtype = np.uint16 if entry.dtype == "bfloat16" else entry.dtype
+    return tensor_over(np.frombuffer(memory, dtype, np.prod(entry.shape, dtype=int)).reshape(entry.shape))

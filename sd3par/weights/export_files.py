@@ -6,12 +6,14 @@ import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import paddle
 
 from sd3par.errors import CheckpointError
-from sd3par.weights.fill import Component
+from sd3par.weights.ahead import Ahead
+from sd3par.weights.file_part import Index
+from sd3par.weights.fill import Checkpoint, Component, Pending
 from sd3par.weights.manifest import EXPORT, MANIFEST, Manifest
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class NoTensors:
+class NoTensors(Checkpoint):
     """Stands in for a checkpoint: an export has parameters for its programs alone."""
 
     def __init__(self, where: str) -> None:
@@ -30,7 +32,7 @@ class NoTensors:
         """Returns that there are none."""
         return {}
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> Any:
+    def begin(self, name: str, index: Index = (), ahead: Ahead | None = None) -> Pending:
         """Raises CheckpointError."""
         raise CheckpointError(f"{self.where}: {name}", "no such tensor", "a checkpoint: this is an export")
 

@@ -4,33 +4,67 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 BLOCK = 4 << 20  # bytes of the file that are held at a time where the part is not in one piece; larger is no faster
 
+Index = tuple[slice, ...]
 Shape = tuple[int, ...]
 
 
-def read_part(file: io.FileIO, start: int, shape: Shape, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
-    """Returns part `index` of the array [*shape] of `dtype` that begins at byte `start`.
+@dataclass(frozen=True)
+class Part:
+    """Part `index` of the array [*whole] of `dtype` that begins at byte `start` of a file.
 
-    Args:
-        file: open for reading, unbuffered.
-        index: slices without a step, of the first axes.
-
-    Raises:
-        OSError: the file cannot be read.
-        EOFError: it ends before the part does.
+    index: slices without a step, of the first axes.
     """
-    sizes = [len(range(*one.indices(size))) for one, size in zip(index, shape, strict=False)]
-    part = np.empty((*sizes, *shape[len(sizes) :]), dtype)
-    if part.size:
-        _gather(file, start, shape, index, part)
-    return part
+
+    start: int
+    whole: Shape
+    dtype: np.dtype
+    index: Index
+
+    @property
+    def shape(self) -> Shape:
+        """The part's own."""
+        sizes = [len(range(*one.indices(size))) for one, size in zip(self.index, self.whole, strict=False)]
+        return (*sizes, *self.whole[len(sizes) :])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the part."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, file: io.FileIO, values: np.ndarray) -> None:
+        """Reads it into `values`, contiguous and of its shape and dtype.
+
+        Args:
+            file: open for reading, unbuffered.
+
+        Raises:
+            OSError: the file cannot be read.
+            EOFError: it ends before the part does.
+        """
+        if values.size:
+            _gather(file, self.start, self.whole, self.index, values)
+
+    def split(self, most: int) -> Iterator[tuple[slice, Part]]:
+        """Yields runs of its rows, of at most `most` bytes or of one row, and where each is in the file."""
+        if self.nbytes <= most:
+            yield slice(None), self
+            return
+        rows = self.shape[0]
+        first = self.index[0].indices(self.whole[0])[0] if self.index else 0
+        step = max(most * rows // self.nbytes, 1)
+        for at in range(0, rows, step):
+            run = slice(at, min(at + step, rows))
+            yield run, replace(self, index=(slice(first + run.start, first + run.stop), *self.index[1:]))
 
 
-def _gather(file: io.FileIO, start: int, shape: Shape, index: tuple[slice, ...], part: np.ndarray) -> None:
+def _gather(file: io.FileIO, start: int, shape: Shape, index: Index, part: np.ndarray) -> None:
     """Reads into `part`: in one go where it is one piece, else by blocks of whole rows, else row by row."""
     first = index[0].indices(shape[0])[0] if index else 0
     row = math.prod(shape[1:]) * part.itemsize  # bytes of the file

@@ -14,6 +14,10 @@ from paddle import Tensor, nn
 from sd3par.device import on_device
 from sd3par.errors import CheckpointError
 from sd3par.plan import Share, Source, same_name, whole
+from sd3par.weights.ahead import Ahead, beside_device
+from sd3par.weights.file_part import Index
+
+Pending = Callable[[], Tensor]
 
 
 class Checkpoint(Protocol):
@@ -25,15 +29,27 @@ class Checkpoint(Protocol):
         """Returns name -> shape of every tensor; reads headers only."""
         ...
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
-        """Returns tensor `name`, or its part `index`, in the file's dtype; reads only these bytes.
+    def begin(self, name: str, index: Index = (), ahead: Ahead | None = None) -> Pending:
+        """Returns what reads tensor `name`, or its part `index`, in the file's dtype; reads only these bytes.
 
-        On the CPU, or on the current device where it was made there.
+        What it returns is to be called once, and raises CheckpointError for values that are not finite. The tensor is
+        on the CPU, or on the current device where it was made there or read ahead.
+
+        Args:
+            ahead: reads it from now on; without, it is read when it is called for.
+
+        Raises:
+            CheckpointError: no such tensor.
+        """
+        ...
+
+    def read(self, name: str, index: Index = ()) -> Tensor:
+        """Returns tensor `name`, or its part `index`, at once.
 
         Raises:
             CheckpointError: no such tensor, or values that are not finite.
         """
-        ...
+        return self.begin(name, index)()
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,10 @@ class _Target:
         first, *rest = (axis.total for axis in self.axes)
         return [first // len(self.keys), *rest]
 
-    def parts(self) -> Iterator[tuple[str, tuple[slice, ...]]]:
-        """Yields (key, part of its tensor), to be joined on the first axis."""
+    def parts(self) -> Iterator[tuple[str, Index]]:
+        """Yields (key, part of its tensor), to be joined on the first axis; nothing of what is absent."""
+        if self.absent:
+            return
         first, *rest = self.axes
         tail = [axis.pieces[0] for axis in rest]  # only outputs come in several pieces
         size = self.shape[0]
@@ -92,8 +110,11 @@ def fill(
     for target in targets:
         _check_shape(checkpoint.where, shapes, target)
     # The largest first: what their copies leave free takes all that follow, and the memory of the process stays whole.
-    for target in sorted(targets, key=lambda one: -math.prod(one.parameter.shape)):
-        target.parameter.set_value(_value(checkpoint, target))
+    targets.sort(key=lambda one: -math.prod(one.parameter.shape))
+    with beside_device() as ahead:
+        begun = [[checkpoint.begin(key, index, ahead) for key, index in target.parts()] for target in targets]
+        for target, pieces in zip(targets, begun, strict=True):
+            target.parameter.set_value(_value(target, pieces))
 
 
 def _targets(model: nn.Layer, source: Callable[[str], Source]) -> Iterator[_Target]:
@@ -133,19 +154,19 @@ def _check_shape(where: str, shapes: Mapping[str, tuple[int, ...]], target: _Tar
             raise CheckpointError(f"{where}: {key}", f"shape {list(shapes[key])}", f"shape {target.shape}")
 
 
-def _index(shape: list[int], held: tuple[range, ...]) -> tuple[slice, ...]:
+def _index(shape: list[int], held: tuple[range, ...]) -> Index:
     """Returns the slices that read these runs of a tensor of `shape`; none where that is all of it."""
     if list(map(len, held)) == shape:
         return ()
     return tuple(slice(run.start, run.stop) for run in held)
 
 
-def _value(checkpoint: Checkpoint, target: _Target) -> Tensor:
+def _value(target: _Target, begun: list[Pending]) -> Tensor:
     parameter = target.parameter
     if target.absent:
         return paddle.zeros(parameter.shape, dtype=parameter.dtype)
     # On the device joining, casting and transposing take no time worth naming.
-    pieces = [on_device(checkpoint.read(key, index)) for key, index in target.parts()]
+    pieces = [on_device(piece()) for piece in begun]
     value = pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=0)
     value = value.astype(parameter.dtype)
     return value.t().contiguous() if target.transposed else value

@@ -13,6 +13,9 @@ import paddle
 from paddle import Tensor
 
 from sd3par.errors import CheckpointError
+from sd3par.weights.ahead import Ahead
+from sd3par.weights.file_part import Index
+from sd3par.weights.fill import Checkpoint, Pending
 
 
 class Made(Protocol):
@@ -112,7 +115,7 @@ class Names(dict[str, Made]):
             self[f"{name}.bias"] = Uniform(shape[:1], bound)
 
 
-class RandomCheckpoint:
+class RandomCheckpoint(Checkpoint):
     """A checkpoint (`weights.Checkpoint`) of made tensors.
 
     Args:
@@ -128,14 +131,17 @@ class RandomCheckpoint:
         """Returns name -> shape of every tensor."""
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
-        """Returns tensor `name`, or its part `index`, on the current device; all of it is made for a while.
+    def begin(self, name: str, index: Index = (), ahead: Ahead | None = None) -> Pending:
+        """Returns what makes tensor `name`, or its part `index`, on the current device; all of it is made for a while.
 
         Raises:
             CheckpointError: no such tensor.
         """
         if name not in self._tensors:
             raise CheckpointError(f"{self.where}: {name}", "missing", "a tensor of the model")
+        return lambda: self._make(name, index)
+
+    def _make(self, name: str, index: Index) -> Tensor:
         whole = self._tensors[name].make(seed_of(f"{self._part}.{name}"))
         return whole[index] if index else whole
 

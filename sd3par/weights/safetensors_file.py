@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import paddle
 from paddle import Tensor
 from safetensors import SafetensorError, safe_open
 
 from sd3par.errors import CheckpointError, shorten
-from sd3par.weights.file_part import read_part
+from sd3par.weights.ahead import Ahead
+from sd3par.weights.file_part import Index, Part
+from sd3par.weights.fill import Checkpoint, Pending
+from sd3par.weights.host_tensor import cpu_copy
 from sd3par.weights.json_file import parse_object
 
 HEADER_LIMIT = 16 << 20  # bytes; all of SD3.5-large with its text encoders has 0.3 MB, a thumbnail in the metadata 1 MB
 _RANK_LIMIT, _AXIS_LIMIT = 8, 1 << 31  # beyond these numpy cannot describe a tensor, even an empty one
 _COMPLETE = "a complete safetensors file"
-_CHUNK = 1 << 20  # elements that are checked at a time, so that the check needs no memory worth naming
+_CHUNK = 1 << 21  # elements that are checked at a time: few enough for a cache; between two comes Python's lock
 
 _NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # numpy has no bfloat16
 # "format" in the metadata: ppdiffusers writes "pd", PaddleNLP (the text encoders) "np", torch's libraries "pt".
@@ -45,7 +48,7 @@ class _Entry:
     stop: int
 
 
-class SafetensorsFile:
+class SafetensorsFile(Checkpoint):
     """A checkpoint (`weights.Checkpoint`) in one file.
 
     A read opens the file, goes through it in bounded blocks and leaves nothing but the tensor: pages of a memory map
@@ -72,19 +75,19 @@ class SafetensorsFile:
         """Returns name -> shape of every tensor."""
         return self._shapes
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
-        """Returns tensor `name`, or its part `index`, on the CPU in the file's dtype.
+    def begin(self, name: str, index: Index = (), ahead: Ahead | None = None) -> Pending:
+        """Returns what reads tensor `name`, or its part `index`, in the file's dtype.
 
         Raises:
-            CheckpointError: no such tensor, a dtype that no weight has, or values that are not finite.
+            CheckpointError: no such tensor, or a dtype that no weight has.
         """
         entry = self._find(name)
         if entry.dtype not in _NUMPY:
             raise self._bad_dtype(name)
-        part = self._part(name, entry, index)
-        if not _finite(part.reshape(-1)):
-            raise CheckpointError(f"{self.where}: {name}", "NaN or infinity", "finite values")
-        return _tensor(part)
+        part = Part(self._start + entry.start, entry.shape, np.dtype(_NUMPY[entry.dtype]), index)
+        if ahead is not None:
+            return ahead.begin(part, partial(self._read, name))
+        return partial(self._tensor, name, part)
 
     def check_fp8(self, names: Iterable[str]) -> None:
         """Raises CheckpointError if one of `names` is fp8: said on opening, before minutes of reading."""
@@ -92,15 +95,24 @@ class SafetensorsFile:
             if self._find(name).dtype.startswith("F8"):
                 raise self._bad_dtype(name)
 
-    def _part(self, name: str, entry: _Entry, index: tuple[slice, ...]) -> np.ndarray:
+    def _tensor(self, name: str, part: Part) -> Tensor:
+        """Returns a part on the CPU. It is copied: out of NumPy's own memory a model was not loaded faster."""
+        values = np.empty(part.shape, part.dtype)
+        self._read(name, part, values)
+        return cpu_copy(values)
+
+    def _read(self, name: str, part: Part, values: np.ndarray) -> None:
+        """Reads a part of tensor `name`, and checks it; calls nothing of Paddle's."""
         try:
             with self._path.open("rb", buffering=0) as file:
                 if _identity(file) != self._identity:
                     raise EOFError("it has changed")
-                return read_part(file, self._start + entry.start, entry.shape, np.dtype(_NUMPY[entry.dtype]), index)
+                part.read(file, values)
         except (OSError, EOFError) as error:
             what = f"cannot be read any more ({getattr(error, 'strerror', error)})"
             raise CheckpointError(f"{self.where}: {name}", what, "the file as it was when it was opened") from None
+        if not _finite(values.reshape(-1)):
+            raise CheckpointError(f"{self.where}: {name}", "NaN or infinity", "finite values")
 
     def _bad_dtype(self, name: str) -> CheckpointError:
         dtype = self._find(name).dtype
@@ -156,15 +168,13 @@ def _header_length(path: Path, start: bytes) -> int:
 
 
 def _finite(values: np.ndarray) -> bool:
-    """Whether all of `values` [n] are finite; uint16 stands for bfloat16, whose exponent is then 8 ones."""
+    """Whether all of `values` [n] are finite; uint16 stands for bfloat16."""
     chunks = (values[i : i + _CHUNK] for i in range(0, len(values), _CHUNK))
     if values.dtype == np.uint16:
-        return all(bool(((chunk & 0x7F80) != 0x7F80).all()) for chunk in chunks)
+        return all(_finite_bfloat16(chunk) for chunk in chunks)
     return all(bool(np.isfinite(chunk).all()) for chunk in chunks)
 
 
-def _tensor(values: np.ndarray) -> Tensor:
-    """Returns a copy of `values` as a CPU tensor; uint16 becomes bfloat16 by way of int16, bit for bit."""
-    if values.dtype == np.uint16:
-        return paddle.to_tensor(values.view(np.int16), place=paddle.CPUPlace()).view("bfloat16")
-    return paddle.to_tensor(values, place=paddle.CPUPlace())
+def _finite_bfloat16(bits: np.ndarray) -> bool:
+    """Infinity and NaN have the largest bits of their sign: twice as fast as to mask the exponent, 8 ones in both."""
+    return bool(bits.max() < 0xFF80 and bits.view(np.int16).max() < 0x7F80)

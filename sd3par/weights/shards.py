@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from paddle import Tensor
-
 from sd3par.errors import CheckpointError, shorten
+from sd3par.weights.ahead import Ahead
+from sd3par.weights.file_part import Index
+from sd3par.weights.fill import Checkpoint, Pending
 from sd3par.weights.json_file import read_json
 from sd3par.weights.safetensors_file import SafetensorsFile
 
 
-class ShardedCheckpoint:
+class ShardedCheckpoint(Checkpoint):
     """A checkpoint (`weights.Checkpoint`) whose tensors are spread over files.
 
     Args:
@@ -34,15 +35,15 @@ class ShardedCheckpoint:
         """Returns name -> shape of every tensor of every shard."""
         return self._shapes
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
-        """Returns tensor `name`, or its part `index`, as `SafetensorsFile.read` does.
+    def begin(self, name: str, index: Index = (), ahead: Ahead | None = None) -> Pending:
+        """Returns what reads tensor `name`, or its part `index`, as `SafetensorsFile.begin` does.
 
         Raises:
-            CheckpointError: no such tensor, or values that are not finite.
+            CheckpointError: no such tensor, or a dtype that no weight has.
         """
         if name not in self._shard_of:
             raise CheckpointError(f"{self.where}: {name}", "missing", "a tensor of the index")
-        return self.files[self._shard_of[name]].read(name, index)
+        return self.files[self._shard_of[name]].begin(name, index, ahead)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -10,10 +10,9 @@ import paddle
 from paddle import Tensor
 
 from sd3par.errors import CheckpointError
-from sd3par.weights.fill import Checkpoint
-
-Index = tuple[slice, ...]
-Shape = tuple[int, ...]
+from sd3par.weights.ahead import Ahead
+from sd3par.weights.file_part import Index, Shape
+from sd3par.weights.fill import Checkpoint, Pending
 
 
 class View(Protocol):
@@ -23,8 +22,8 @@ class View(Protocol):
         """Returns its shape, from the stored shapes; ValueError says which stored shape would fit."""
         ...
 
-    def read(self, stored: Checkpoint, index: Index) -> Tensor:
-        """Returns its part `index`."""
+    def begin(self, stored: Checkpoint, index: Index, ahead: Ahead | None) -> Pending:
+        """Returns what reads its part `index`, as `Checkpoint.begin` does."""
         ...
 
 
@@ -38,9 +37,9 @@ class Same:
         """[...] -> [...]."""
         return stored[self.key]
 
-    def read(self, stored: Checkpoint, index: Index) -> Tensor:
-        """Returns the part `index`."""
-        return stored.read(self.key, index)
+    def begin(self, stored: Checkpoint, index: Index, ahead: Ahead | None) -> Pending:
+        """Returns what reads the part `index`."""
+        return stored.begin(self.key, index, ahead)
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,12 @@ class Packed:
         first, *rest = _divisible(stored[self.key], self.parts)
         return (first // self.parts, *rest)
 
-    def read(self, stored: Checkpoint, index: Index) -> Tensor:
-        """Returns the part `index` of the run; only its rows are read."""
+    def begin(self, stored: Checkpoint, index: Index, ahead: Ahead | None) -> Pending:
+        """Returns what reads the part `index` of the run; only its rows."""
         size = self.shape(stored.shapes())[0]
         start, stop = _rows(index, size)
         offset = self.part * size
-        return stored.read(self.key, (slice(offset + start, offset + stop), *index[1:]))
+        return stored.begin(self.key, (slice(offset + start, offset + stop), *index[1:]), ahead)
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,14 @@ class Swapped:
         """[2 * n, ...] -> [2 * n, ...]."""
         return _divisible(stored[self.key], 2)
 
-    def read(self, stored: Checkpoint, index: Index) -> Tensor:
-        """Returns the part `index`, of one half or of both."""
+    def begin(self, stored: Checkpoint, index: Index, ahead: Ahead | None) -> Pending:
+        """Returns what reads the part `index`, of one half or of both."""
         size = self.shape(stored.shapes())[0]
         start, stop = _rows(index, size)
         half = size // 2
         runs = [(start + half, min(stop, half) + half), (max(start, half) - half, stop - half)]
-        pieces = [stored.read(self.key, (slice(a, b), *index[1:])) for a, b in runs if a < b]
-        return pieces[0] if len(pieces) == 1 else paddle.concat(pieces)
+        begun = [stored.begin(self.key, (slice(a, b), *index[1:]), ahead) for a, b in runs if a < b]
+        return begun[0] if len(begun) == 1 else lambda: paddle.concat([piece() for piece in begun])
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,10 @@ class Squeezed:
             raise ValueError("[out, in] or [out, in, 1, 1]")
         return shape[:2]
 
-    def read(self, stored: Checkpoint, index: Index) -> Tensor:
-        """Returns the part `index`."""
-        part = stored.read(self.key, index)
-        return part.reshape(part.shape[:2])
+    def begin(self, stored: Checkpoint, index: Index, ahead: Ahead | None) -> Pending:
+        """Returns what reads the part `index`."""
+        begun = stored.begin(self.key, index, ahead)
+        return lambda: _as_matrix(begun())
 
 
 @dataclass(frozen=True)
@@ -115,10 +114,11 @@ class Transposed:
             raise ValueError("[in, out]")
         return stored[self.key][::-1]
 
-    def read(self, stored: Checkpoint, index: Index) -> Tensor:
-        """Returns the part `index`, as a strided view: whoever fills a Paddle linear turns it back."""
+    def begin(self, stored: Checkpoint, index: Index, ahead: Ahead | None) -> Pending:
+        """Returns what reads the part `index`, as a strided view: whoever fills a Paddle linear turns it back."""
         rows, columns, *_ = (*index, slice(None), slice(None))
-        return stored.read(self.key, (columns, rows)).t()
+        begun = stored.begin(self.key, (columns, rows), ahead)
+        return lambda: begun().t()
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,12 @@ class Identity:
         """-> [size, size]."""
         return (self.size, self.size)
 
-    def read(self, stored: Checkpoint, index: Index) -> Tensor:
-        """Returns the part `index`, fp32."""
-        whole = paddle.eye(self.size)
-        return whole[index] if index else whole
+    def begin(self, stored: Checkpoint, index: Index, ahead: Ahead | None) -> Pending:
+        """Returns what makes the part `index`, fp32."""
+        return lambda: paddle.eye(self.size)[index] if index else paddle.eye(self.size)
 
 
-class ViewCheckpoint:
+class ViewCheckpoint(Checkpoint):
     """A checkpoint (`weights.Checkpoint`) whose tensors are views into another.
 
     Raises:
@@ -154,15 +153,15 @@ class ViewCheckpoint:
         """Returns name -> shape of every view."""
         return self._shapes
 
-    def read(self, name: str, index: Index = ()) -> Tensor:
-        """Returns view `name`, or its part `index`, on the CPU.
+    def begin(self, name: str, index: Index = (), ahead: Ahead | None = None) -> Pending:
+        """Returns what reads view `name`, or its part `index`.
 
         Raises:
-            CheckpointError: no such tensor, or values that are not finite.
+            CheckpointError: no such tensor.
         """
         if name not in self._views:
             raise CheckpointError(f"{self.where}: {name}", "missing", "a tensor of the checkpoint")
-        return self._views[name].read(self._stored, index)
+        return self._views[name].begin(self._stored, index, ahead)
 
     def _shape(self, name: str, view: View, shapes: Mapping[str, Shape]) -> Shape:
         try:
@@ -170,6 +169,11 @@ class ViewCheckpoint:
         except ValueError as fitting:
             key = getattr(view, "key", name)
             raise CheckpointError(f"{self.where}: {key}", f"shape {list(shapes[key])}", f"shape {fitting}") from None
+
+
+def _as_matrix(part: Tensor) -> Tensor:
+    """[out, in, ...] -> [out, in]."""
+    return part.reshape(part.shape[:2])
 
 
 def _rows(index: Index, size: int) -> tuple[int, int]:

@@ -98,6 +98,35 @@ def test_whole_picture_without_a_fallback(dry_plugin: Path, dtype: str) -> None:
     assert (run.code, run.fallbacks) == (0, {}), run.tail
 
 
+def test_tensors_are_read_ahead_onto_the_device(dry_plugin: Path, tmp_path: Path) -> None:
+    """Through memory for a few of them; of views, those that need no kernel are compared."""
+    code = f"""
+import paddle
+from pathlib import Path
+from sd3par.weights.ahead import Ahead, beside_device
+from sd3par.weights.single_file import SingleFile
+from sd3par.weights.views import Swapped
+from tests.weights.test_single_file import whole_file
+
+def load(checkpoint, ahead):
+    begun = {{name: checkpoint.begin(name, (), ahead) for name in checkpoint.shapes()}}
+    return {{name: tensor() for name, tensor in begun.items()}}
+
+file = SingleFile(whole_file(Path({str(tmp_path)!r})))
+for checkpoint in (file.transformer().checkpoint, file.vae().checkpoint):
+    paddle.set_device("cpu")
+    want = load(checkpoint, None)
+    paddle.set_device("nvgpu:0")
+    with Ahead(100_000, 2) as small, beside_device() as usual:
+        for got in (load(checkpoint, small), load(checkpoint, usual)):
+            assert all(tensor.place.is_custom_place() for tensor in got.values())
+            assert all(tensor.shape == want[name].shape for name, tensor in got.items())
+            plain = [name for name in want if not isinstance(checkpoint._views[name], Swapped)]
+            print(len(plain) > 20, [name for name in plain if (got[name].numpy() != want[name].numpy()).any()])
+"""
+    assert output(dry_plugin, code, FLAGS_enable_api_kernel_fallback="0").splitlines() == ["True []"] * 4
+
+
 def test_doctor_reads_the_plugin(dry_plugin: Path) -> None:
     """The dry device has no driver, and the doctor says so."""
     done = python(dry_plugin, ["-m", "sd3par", "doctor", "--device", "nvgpu"])

@@ -128,8 +128,9 @@ def test_a_file_that_ends_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "short"
     path.write_bytes(bytes(100))
     for index in ((), (slice(None), slice(0, 2))):
+        part = file_part.Part(10, (20, 5), np.dtype(np.uint8), index)
         with path.open("rb", buffering=0) as file, pytest.raises(EOFError):
-            file_part.read_part(file, 10, (20, 5), np.dtype(np.uint8), index)
+            part.read(file, np.empty(part.shape, part.dtype))
 
 
 def test_no_file_stays_open_and_the_folder_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
