@@ -16,7 +16,9 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par.config import require
-from sd3par.kernels.group_norm_silu import PARTS, TILE, WARPS, Cut, fits, group_means, merged, partial_statistics
+from sd3par.kernels.group_norm_silu import (
+    PARTS, TILE, WARPS, Cut, fits, group_means, merged, normed, partial_statistics,
+)  # fmt: skip
 from sd3par.kernels.runtime import check_like, empty, jit, launch, next_power_of_2, tl
 from sd3par.kernels.silu import silu
 
@@ -207,7 +209,7 @@ def _apply_strip(  # type: ignore[no-untyped-def]
     value = tl.load(source + place, mask=inside & there, other=0.0, eviction_policy="evict_first").to(tl.float32)
     group = statistics + image * 2 * GROUPS + column // (CHANNELS // GROUPS)
     factor = tl.load(group + GROUPS) * tl.load(weight + column).to(tl.float32)
-    value = (value - tl.load(group)[None, :]) * factor[None, :] + tl.load(bias + column).to(tl.float32)[None, :]
+    value = normed(value, tl.load(group), factor, tl.load(bias + column).to(tl.float32))
     value = tl.where(there, silu(value), 0.0)
     to = out + (image * (pixels + 2 * width) + into) * CHANNELS + place
     tl.store(to, value.to(out.dtype.element_ty), mask=inside)

@@ -9,7 +9,7 @@ namespace sd3par {
 namespace {
 
 constexpr std::int64_t kNarrow = 16, kFew = 100;  // kernels/conv.py
-constexpr std::int64_t kTile = 2048, kParts = 1024, kMostGroups = 8;  // kernels/group_norm_silu.py
+constexpr std::int64_t kTile = 2048, kParts = 1024, kMostGroups = 2;  // kernels/group_norm_silu.py
 
 std::int64_t NextPowerOfTwo(std::int64_t n) {
   std::int64_t power = 1;
