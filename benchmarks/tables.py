@@ -110,7 +110,8 @@ def page(results: Path, on_the_cpu: Path = RESULTS / "cpu") -> str:
     text = (HERE / "tables_text.md").read_text(encoding="utf-8")
     values = {"A100": beside(rows, 512, 50, A100), "A800": beside(rows, 1024, 20, A800), "TRIALS": trials(rows),
               "QUALITY": newest_run(rows, quality.NAME, "gpu", quality.cells), "AGREEMENT": agreement(rows),
-              "STARTUP": newest_run(read([str(on_the_cpu)]), startup.NAME, "cpu", startup.shown)}  # fmt: skip
+              "STARTUP": newest_run(read([str(on_the_cpu)]), startup.NAME, "cpu", startup.shown),
+              "STARTUP_GPU": newest_run(rows, startup.NAME, "gpu", startup.shown)}  # fmt: skip
     values |= {name.upper(): kind(rows, name) for name in KINDS if name != "trials"}
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", value)

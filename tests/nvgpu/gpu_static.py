@@ -27,9 +27,9 @@ from tests.ranks import ROOT
 MESHES = ("one", "dp2", "sp2", "mp2", "mp2:peer")
 PROMPT, SEED = "a red circle on a blue background", "3"
 LIMIT_S = 90.0  # of one command
-# The same operators in the same order differ in the last bits of fp32 at most; NCCL's sums of bf16 round otherwise than
-# stored parts do.
-LEAST_PSNR, LEAST_OF_SUMS = 60.0, 30.0
+# In fp32 the last bits differ at most. In bf16 small products may go other ways and sums be rounded otherwise, which a
+# trained model's guidance magnifies: 54 and 48 dB on an H200. Another colour in the text gives a picture 7 dB away.
+LEAST_PSNR = {"cpu": 60.0, "nvgpu": 40.0, "gpu": 40.0}
 Row = dict[str, Any]
 
 
@@ -63,11 +63,10 @@ def rows(mesh: str, device: str, folder: Path) -> Iterator[Row]:
     sizes = [*mesh_flags(layout), "--device", device]
     alike = ["--transport", transport] if transport else []
     yield {"from": "export", "static_s": run("-m", "sd3par", "export", *sizes, *alike, "--out", str(out), "--quiet")}
-    least = LEAST_PSNR if layout.mp == 1 or transport == "peer" else LEAST_OF_SUMS
     first = ["--image", str(folder / "prompt-model.png")]
     for what, words in (("prompt", []), ("picture", first)):
         row = beside(what, words, sizes, out)
-        yield {**row, "right": row["psnr"] >= least}
+        yield {**row, "right": row["psnr"] >= LEAST_PSNR[device]}
     if layout.world == 1:
         yield example(out)
 
@@ -99,7 +98,7 @@ def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--meshes", nargs="+", default=MESHES)
-    parser.add_argument("--device", default="nvgpu")
+    parser.add_argument("--device", choices=LEAST_PSNR, default="nvgpu")
     options = parser.parse_args()
     print(f"{'mesh':<10}{'from':<12} {'PSNR':>7} {'model s':>7} {'static':>7}", flush=True)
     right = True
