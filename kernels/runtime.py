@@ -19,6 +19,7 @@ from paddle import Tensor
 from sd3par import cuda_driver, device
 from sd3par.errors import ConfigError, shorten
 from sd3par.kernels.cache import shared_cache
+from sd3par.kernels.clusters_ptx import install
 
 try:
     import triton
@@ -224,8 +225,12 @@ def _keep(key: tuple[object, ...], kernel: Any, compiled: Any, count: int, optio
 
 @functools.cache
 def _activate() -> None:
-    """Makes Triton ask Paddle for device and stream, which its interpreter has not, and share what it compiles."""
+    """Makes Triton ask Paddle for device and stream, which its interpreter has not, and share what it compiles.
+
+    From then on it also compiles kernels that run in clusters.
+    """
     _keep_torch_out()
+    install(triton.knobs)
     if triton.knobs.cache.manager_class is None:  # TRITON_CACHE_MANAGER
         triton.knobs.cache.manager_class = shared_cache()
     if not triton.knobs.runtime.interpret:
