@@ -62,16 +62,17 @@ def linear_hopper(streams: list[Product], rectangles: list[Rectangle], gelu: boo
     ways = [(*_descriptors(one, shape), one.x if one.bias is None else one.bias) for one in streams]
     launch(
         _linear_hopper, (programs,), *ways[0], first[0], *ways[-1], first[len(ways) - 1], lines,
-        GROUPS=shape.groups, STAGES=shape.stages, LEAD=min(shape.lead, terms // _STEP - 1), GELU=gelu,
-        BIASED=streams[0].bias is not None, REGISTERS=shape.registers, num_warps=4,
+        GROUPS=shape.groups, COLUMNS=shape.columns, STAGES=shape.stages, LEAD=min(shape.lead, terms // _STEP - 1),
+        CLUSTER=shape.cluster, GELU=gelu, BIASED=streams[0].bias is not None, REGISTERS=shape.registers, num_warps=4,
     )  # fmt: skip
 
 
 def _descriptors(one: Product, shape: Shape) -> tuple[object, object]:
     """Returns what TMA reads x and the weight by."""
+    box = (_STEP // 2, _STEP) if shape.cluster > 1 else (_STEP, shape.columns)
     return (
         descriptor(one.x, one.x.shape, one.x.strides, (_STEP, _STEP)),
-        descriptor(one.weight, one.weight.shape, one.weight.strides, (_STEP, shape.columns)),
+        descriptor(one.weight, one.weight.shape, one.weight.strides, box),
     )
 
 

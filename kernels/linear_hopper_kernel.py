@@ -4,10 +4,14 @@ Programs stay, and take tiles from a table (linear_hopper_tiles.py says what is 
 barriers for each: "ready", where its bytes arrive, and "empty", where groups do that have read it. While a group stores
 its results the copying warp goes on with the next tile, and the other groups multiply: each is LEAD steps behind the
 one before it, or all would store at once and nobody would multiply.
+
+Two programs may be a cluster: their tiles have the same columns, and each copies half of the weight for both. Then a
+buffer is free when groups of both have read it. A program without rows of its own copies its half all the same.
 """
 
 from __future__ import annotations
 
+from sd3par.kernels.clusters import _arrive, _copy_to_both, _meet, _show_barriers
 from sd3par.kernels.rings import _barriers, _next
 from sd3par.kernels.runtime import gl, gluon_jit, hopper
 
@@ -20,27 +24,46 @@ def _line(table, slot):  # type: ignore[no-untyped-def]
 
 @gluon_jit
 def _copy_step(  # type: ignore[no-untyped-def]
-    x, weight, rows, row, column, term, ready, a_bufs, b, index, GROUPS: gl.constexpr
+    x, weight, rows, row, column, term, ready, bufs, index, GROUPS: gl.constexpr, CLUSTER: gl.constexpr
 ):
     """Starts the copies of 64 terms: of x for the groups that have rows, and of the weight."""
-    COLUMNS: gl.constexpr = b.shape[1]
-    for count in gl.static_range(1, GROUPS + 1):
+    a_bufs, b_bufs, _ = bufs
+    COLUMNS: gl.constexpr = b_bufs.shape[2]
+    for count in gl.static_range(2 - CLUSTER, GROUPS + 1):
         some = (rows > 64 * (count - 1)) & (rows <= 64 * count)
         hopper.mbarrier.expect(ready, (64 * count + COLUMNS) * 64 * 2, pred=some)
-    hopper.tma.async_copy_global_to_shared(weight, [term, column], ready, b)
+    if CLUSTER > 1:
+        _copy_half(weight, column, term, ready, b_bufs, index)
+    else:
+        hopper.tma.async_copy_global_to_shared(weight, [term, column], ready, b_bufs.index(index))
     for group in gl.static_range(GROUPS):
         target = a_bufs.index(index * GROUPS + group)
         hopper.tma.async_copy_global_to_shared(x, [row + 64 * group, term], ready, target, pred=rows > 64 * group)
 
 
 @gluon_jit
-def _produce(first, second, table, bufs, bars, GROUPS: gl.constexpr):  # type: ignore[no-untyped-def]
+def _copy_half(weight, column, term, ready, b_bufs, index):  # type: ignore[no-untyped-def]
+    """Starts the copies of this program's 32 of 64 terms of the weight, to both programs of a cluster.
+
+    A buffer is 64 columns behind 64 columns, [64, 64] each, of which that is a half.
+    """
+    STAGES: gl.constexpr = b_bufs.shape[0]
+    PARTS: gl.constexpr = b_bufs.shape[2] // 64
+    halves = b_bufs._reinterpret(b_bufs.dtype, [STAGES * PARTS * 2, 32, 64], weight.layout)
+    half = gl.program_id(0) % 2
+    for part in gl.static_range(PARTS):
+        target = halves.index((index * PARTS + part) * 2 + half)
+        _copy_to_both(weight, [term + 32 * half, column + 64 * part], ready, target)
+
+
+@gluon_jit
+def _produce(first, second, table, bufs, bars, GROUPS: gl.constexpr, CLUSTER: gl.constexpr):  # type: ignore[no-untyped-def]
     """The copying warp: all steps of all tiles, as room becomes free."""
+    _meet(CLUSTER)
     slots = gl.load(table).to(gl.int32)
     steps = gl.load(table + 1).to(gl.int32)
-    a_bufs, b_bufs, _ = bufs
     ready, empty, _ = bars
-    STAGES: gl.constexpr = b_bufs.shape[0]
+    STAGES: gl.constexpr = bufs[1].shape[0]
     index = gl.to_tensor(0)
     phase = gl.to_tensor(0)
     for slot in range(slots):
@@ -49,22 +72,26 @@ def _produce(first, second, table, bufs, bars, GROUPS: gl.constexpr):  # type: i
         row = gl.load(line + 1).to(gl.int32)
         rows = gl.load(line + 2).to(gl.int32)
         column = gl.load(line + 3).to(gl.int32)
-        if rows > 0:
+        if rows != 0:
             for step in range(steps):
                 hopper.mbarrier.wait(empty.index(index), phase ^ 1)
                 bar = ready.index(index)
-                b = b_bufs.index(index)
                 if stream == 0:
-                    _copy_step(first[0], first[1], rows, row, column, step * 64, bar, a_bufs, b, index, GROUPS)
+                    _copy_step(first[0], first[1], rows, row, column, step * 64, bar, bufs, index, GROUPS, CLUSTER)
                 else:
-                    _copy_step(second[0], second[1], rows, row, column, step * 64, bar, a_bufs, b, index, GROUPS)
+                    _copy_step(second[0], second[1], rows, row, column, step * 64, bar, bufs, index, GROUPS, CLUSTER)
                 index, phase = _next(index, phase, STAGES)
+    if CLUSTER > 1:  # the program must not end before the other's groups have arrived at its barriers
+        for _ in gl.static_range(STAGES):
+            hopper.mbarrier.wait(empty.index(index), phase ^ 1)
+            index, phase = _next(index, phase, STAGES)
 
 
 @gluon_jit
 def _multiply(  # type: ignore[no-untyped-def]
-    steps, ring, leads, bufs, bars, GROUP: gl.constexpr, GROUPS: gl.constexpr, LEAD: gl.constexpr
-):
+    steps, ring, leads, bufs, bars,
+    GROUP: gl.constexpr, GROUPS: gl.constexpr, LEAD: gl.constexpr, CLUSTER: gl.constexpr,
+):  # fmt: skip
     """A group's sums of a tile, [64, COLUMNS], and the ring behind it."""
     a_bufs, b_bufs, _ = bufs
     ready, empty, led = bars
@@ -84,24 +111,24 @@ def _multiply(  # type: ignore[no-untyped-def]
         a = a_bufs.index(index * GROUPS + GROUP)
         acc = hopper.warpgroup_mma(a, b_bufs.index(index), acc, is_async=True)
         acc = hopper.warpgroup_mma_wait(1, deps=[acc])
-        hopper.mbarrier.arrive(empty.index(last))
+        _arrive(empty.index(last), CLUSTER)
         if LEAD > 0 and GROUP + 1 < GROUPS:
             hopper.mbarrier.arrive(led.index(GROUP), pred=leads & (step == LEAD))
         last = index
         index, phase = _next(index, phase, STAGES)
     acc = hopper.warpgroup_mma_wait(0, deps=[acc])
-    hopper.mbarrier.arrive(empty.index(last))
+    _arrive(empty.index(last), CLUSTER)
     return acc, index, phase
 
 
 @gluon_jit
-def _pass(steps, ring, bars, STAGES: gl.constexpr):  # type: ignore[no-untyped-def]
+def _pass(steps, ring, bars, STAGES: gl.constexpr, CLUSTER: gl.constexpr):  # type: ignore[no-untyped-def]
     """What a group does that has no rows of a tile: it gives the buffers back; returns the ring behind the tile."""
     ready, empty, _ = bars
     index, phase = ring
     for _ in range(steps):
         hopper.mbarrier.wait(ready.index(index), phase)
-        hopper.mbarrier.arrive(empty.index(index))
+        _arrive(empty.index(index), CLUSTER)
         index, phase = _next(index, phase, STAGES)
     return index, phase
 
@@ -164,9 +191,10 @@ def _finish(acc, address, line, bias, GROUP: gl.constexpr, GELU: gl.constexpr, B
 @gluon_jit
 def _consume(  # type: ignore[no-untyped-def]
     first, second, table, bufs, bars, GROUP: gl.constexpr, GROUPS: gl.constexpr, LEAD: gl.constexpr,
-    GELU: gl.constexpr, BIASED: gl.constexpr,
+    GELU: gl.constexpr, BIASED: gl.constexpr, CLUSTER: gl.constexpr,
 ):  # fmt: skip
     """One warp group: 64 rows of every tile."""
+    _meet(CLUSTER)
     slots = gl.load(table).to(gl.int32)
     steps = gl.load(table + 1).to(gl.int32)
     columns = gl.load(table + 2).to(gl.int32)
@@ -187,28 +215,34 @@ def _consume(  # type: ignore[no-untyped-def]
             if BIASED:
                 column = gl.load(line + 3).to(gl.int32) + gl.arange(0, COLUMNS, layout=FLAT)
                 bias = gl.load(gl.where(in_first, first[2], second[2]) + column, mask=column < columns, other=0.0)
-            acc, index, phase = _multiply(steps, (index, phase), slot == 0, bufs, bars, GROUP, GROUPS, LEAD)
+            acc, index, phase = _multiply(steps, (index, phase), slot == 0, bufs, bars, GROUP, GROUPS, LEAD, CLUSTER)
             if BIASED:
                 bias_bufs.index(GROUP).store(bias)
             address = gl.where(in_first, first[3], second[3])
             _finish(acc, address, line, bias_bufs.index(GROUP), GROUP, GELU, BIASED)
-        elif rows > 0:
-            index, phase = _pass(steps, (index, phase), bars, STAGES)
+        elif rows != 0:
+            index, phase = _pass(steps, (index, phase), bars, STAGES, CLUSTER)
         rows = next_rows
+
+
+@gluon_jit
+def _idle(CLUSTER: gl.constexpr):  # type: ignore[no-untyped-def]
+    """Warps that are there because there are always four: they only meet, as all of a cluster must."""
+    _meet(CLUSTER)
 
 
 @gluon_jit
 def _linear_hopper(  # type: ignore[no-untyped-def]
     x, weight, bias, address, x2, weight2, bias2, address2, table,
-    GROUPS: gl.constexpr, STAGES: gl.constexpr, LEAD: gl.constexpr, GELU: gl.constexpr, BIASED: gl.constexpr,
-    REGISTERS: gl.constexpr,
+    GROUPS: gl.constexpr, COLUMNS: gl.constexpr, STAGES: gl.constexpr, LEAD: gl.constexpr, CLUSTER: gl.constexpr,
+    GELU: gl.constexpr, BIASED: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Each program does its tiles of the table.
 
-    x, weight: [M, K] and [K, N] of TMA, read by [64, 64] and [64, COLUMNS]; bias: [N]; address: from which the stream's
-    places count. Those with a 2 are the second stream's. REGISTERS: a thread's of the groups that multiply.
+    x, weight: [M, K] and [K, N] of TMA, read by [64, 64] and [64, COLUMNS], in clusters of two [32, 64]; bias: [N];
+    address: from which the stream's places count. Those with a 2 are the second stream's. REGISTERS: a thread's of the
+    groups that multiply.
     """
-    COLUMNS: gl.constexpr = weight.block_type.shape[1]
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     bufs = (
@@ -216,26 +250,31 @@ def _linear_hopper(  # type: ignore[no-untyped-def]
         gl.allocate_shared_memory(x.dtype, [STAGES, 64, COLUMNS], SHARED),
         gl.allocate_shared_memory(x.dtype, [GROUPS, COLUMNS], FLAT),
     )
-    bars = (_barriers(STAGES, 1), _barriers(STAGES, GROUPS), _barriers(GROUPS, 1))
+    bars = (_barriers(STAGES, 1), _barriers(STAGES, GROUPS * CLUSTER), _barriers(GROUPS, 1))
+    _show_barriers(CLUSTER)
     one, two = (x, weight, bias, address), (x2, weight2, bias2, address2)
     if GROUPS == 2:
         gl.warp_specialize(
             [
-                (_consume, (one, two, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED)),
-                (_consume, (one, two, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED)),
-                (_produce, (one, two, table, bufs, bars, GROUPS)),
+                (_consume, (one, two, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED, CLUSTER)),
+                (_consume, (one, two, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED, CLUSTER)),
+                (_produce, (one, two, table, bufs, bars, GROUPS, CLUSTER)),
+                (_idle, (CLUSTER,)),
+                (_idle, (CLUSTER,)),
             ],
-            [4, 1],
-            [REGISTERS, 24],
+            [4, 1, 1, 2],
+            [REGISTERS, 24, 24, 24],
         )
     else:
         gl.warp_specialize(
             [
-                (_consume, (one, two, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED)),
-                (_consume, (one, two, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED)),
-                (_consume, (one, two, table, bufs, bars, 2, GROUPS, LEAD, GELU, BIASED)),
-                (_produce, (one, two, table, bufs, bars, GROUPS)),
+                (_consume, (one, two, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED, CLUSTER)),
+                (_consume, (one, two, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED, CLUSTER)),
+                (_consume, (one, two, table, bufs, bars, 2, GROUPS, LEAD, GELU, BIASED, CLUSTER)),
+                (_produce, (one, two, table, bufs, bars, GROUPS, CLUSTER)),
+                (_idle, (CLUSTER,)),
+                (_idle, (CLUSTER,)),
             ],
-            [4, 4, 1],
-            [REGISTERS, REGISTERS, 24],
+            [4, 4, 1, 1, 2],
+            [REGISTERS, REGISTERS, 24, 24, 24],
         )

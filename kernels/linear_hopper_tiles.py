@@ -7,6 +7,9 @@ to row where results go; then for each 64 columns two places: how many bytes beh
 first row would be, by the rectangle of the first part's rows and by that of the second's; NOWHERE if there is none.
 
 So a tile's columns may go to any number of rectangles, its rows to two: it ends where a third would begin.
+
+Programs 2i and 2i + 1 may be a cluster: in each slot they have a job, tiles of the same stream and columns. Where there
+is no second such tile, its line has NO_ROWS: that program still copies its half of the weight.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy.typing as npt
 from sd3par.errors import ConfigError
 
 FIELDS = 16  # a line is 128 bytes
+NO_ROWS = -1  # 0 says that the whole cluster has no tile
 NOWHERE = 1  # a place that no rectangle has: all are multiples of 16
 _GROUP = 64  # rows of a warp group, and columns that are stored at once
 _PLACES = 6  # the field of the first place
@@ -52,7 +56,8 @@ class Shape(NamedTuple):
         stages: steps that are in shared memory at once.
         registers: of a thread of those groups.
         lead: how many steps each group is ahead of the next.
-        band: how many tiles lie on top of each other before the next columns come.
+        band: how many tiles lie on top of each other before the next columns come; even in clusters.
+        cluster: how many programs share what they read of the weight, one or two.
     """
 
     groups: int
@@ -61,6 +66,10 @@ class Shape(NamedTuple):
     registers: int
     lead: int
     band: int
+    cluster: int = 1
+
+
+Job = list[list[int]]  # the lines of a cluster's tiles, or of one program's
 
 
 class _Stream:
@@ -130,24 +139,30 @@ def check(one: Rectangle, stride: int) -> None:
 
 def table(rectangles: list[Rectangle], steps: int, columns: int, shape: Shape, programs: int) -> npt.NDArray[np.int64]:
     """Returns the table of at most so many programs; one of fewer tiles has as many programs as tiles."""
-    lines = []
+    jobs: list[Job] = []
     for stream in streams(rectangles):
-        lines += _raster(stream, shape)
-    lines.sort(key=lambda line: -_groups(line[2]))  # the small ones last: it keeps the order of equal ones
-    full = [_groups(line[2]) for line in lines]
-    _, halved = _finish(full, steps, shape, programs)
+        jobs += _raster(stream, shape)
+    jobs.sort(key=_least_first)  # the small ones last: it keeps the order of equal ones
+    full = list(map(_job_groups, jobs))
+    _, halved = _finish(full, steps, shape, programs // shape.cluster)
     first = full.count(shape.groups) - halved
-    pieces = [piece for line in lines[first : first + halved] for piece in _cut(line)]
-    lines = [*lines[:first], *pieces, *lines[first + halved :]]
-    lines.sort(key=lambda line: -_groups(line[2]))
-    given = assign([_cost(_groups(line[2]), steps, shape) for line in lines], programs)
-    slots = max(map(len, given))
-    filled = np.zeros([1 + (slots + 1) * len(given), FIELDS], np.int64)
+    pieces = [piece for job in jobs[first : first + halved] for piece in _cut(job, shape.cluster)]
+    jobs = [*jobs[:first], *pieces, *jobs[first + halved :]]
+    jobs.sort(key=_least_first)
+    given = assign([_cost(_job_groups(job), steps, shape) for job in jobs], programs // shape.cluster)
+    return _filled([[jobs[number] for number in own] for own in given], steps, columns, shape.cluster)
+
+
+def _filled(given: list[list[Job]], steps: int, columns: int, cluster: int) -> npt.NDArray[np.int64]:
+    """Returns the table of each cluster's jobs."""
+    slots, programs = max(map(len, given)), cluster * len(given)
+    filled = np.zeros([1 + (slots + 1) * programs, FIELDS], np.int64)
     filled[0, :3] = slots, steps, columns
-    for program, own in enumerate(given):
-        for slot, number in enumerate(own):
-            line = lines[number]
-            filled[1 + slot * len(given) + program, : len(line)] = line
+    for number, own in enumerate(given):
+        for slot, job in enumerate(own):
+            for i in range(cluster):
+                line = job[i] if i < len(job) else _without_rows(job[0])
+                filled[1 + slot * programs + number * cluster + i, : len(line)] = line
     return filled
 
 
@@ -165,8 +180,8 @@ def choose(rectangles: list[Rectangle], steps: int, shapes: tuple[Shape, ...], p
         full: list[int] = []
         for part in parts:
             across = -(-(part.last - part.first) // shape.columns)
-            full += [_groups(rows) for _, rows, _ in part.spans(_GROUP * shape.groups)] * across
-        return _finish(sorted(full, reverse=True), steps, shape, programs)[0]
+            full += [groups for some in _spans_of_jobs(part, shape) for groups in _heights(some, shape)] * across
+        return _finish(sorted(full, reverse=True), steps, shape, programs // shape.cluster)[0]
 
     return min(shapes, key=end)
 
@@ -187,16 +202,32 @@ def _groups(rows: int) -> int:
     return -(-rows // _GROUP)
 
 
+def _job_groups(job: Job) -> int:
+    """Returns how many groups the largest of a job's tiles takes."""
+    return max(_groups(line[2]) for line in job)
+
+
+def _least_first(job: Job) -> int:
+    return -_job_groups(job)
+
+
+def _without_rows(line: list[int]) -> list[int]:
+    """Returns the line of who only copies its half of the weight for another's tile."""
+    stream, _, _, column, _, stride, *places = line
+    return [stream, 0, NO_ROWS, column, 0, stride, *[NOWHERE] * len(places)]
+
+
 def _cost(groups: int, steps: int, shape: Shape) -> float:
     multiply = _COLUMN_CYCLES * groups * shape.columns
-    copy = 2 * _GROUP * (_GROUP * groups + shape.columns) / _BYTES_PER_CYCLE
+    copy = 2 * _GROUP * (_GROUP * groups + shape.columns / shape.cluster) / _BYTES_PER_CYCLE
     return steps * max(multiply, copy) + _TILE_CYCLES
 
 
 def _finish(groups: list[int], steps: int, shape: Shape, programs: int) -> tuple[float, int]:
-    """Returns when the last program ends, and how many of the last full tiles are to be cut for it.
+    """Returns when the last program ends, and how many of the last full jobs are to be cut for it.
 
-    groups: of each tile, most first. A last round of full tiles that does not fill the card is shorter in pieces.
+    groups: of each job, most first; programs: or clusters. A last round of full jobs that does not fill the card is
+    shorter in pieces.
     """
     full = groups.count(shape.groups)
     some = full % programs
@@ -208,7 +239,13 @@ def _finish(groups: list[int], steps: int, shape: Shape, programs: int) -> tuple
     return min(found)
 
 
-def _cut(line: list[int]) -> list[list[int]]:
+def _cut(job: Job, cluster: int) -> list[Job]:
+    """Returns a job as jobs of tiles of 64 rows."""
+    pieces = [piece for line in job for piece in _cut_line(line)]
+    return [pieces[begin : begin + cluster] for begin in range(0, len(pieces), cluster)]
+
+
+def _cut_line(line: list[int]) -> Job:
     """Returns a tile as tiles of 64 rows."""
     stream, row, rows, column, split, stride, *places = line
     pieces = []
@@ -229,13 +266,27 @@ def _by_turns(stream: _Stream, spans: list[tuple[int, int, int]]) -> list[tuple[
     return [span for *_, span in sorted(turns)]
 
 
-def _raster(stream: _Stream, shape: Shape) -> list[list[int]]:
-    """Returns the lines of a stream's tiles that go somewhere, `band` of them below each other at a time."""
-    spans, lines = _by_turns(stream, stream.spans(_GROUP * shape.groups)), []
-    for begin in range(0, len(spans), shape.band):
+def _spans_of_jobs(stream: _Stream, shape: Shape) -> list[list[tuple[int, int, int]]]:
+    """Returns the spans of jobs of the same columns."""
+    spans = _by_turns(stream, stream.spans(_GROUP * shape.groups))
+    return [spans[begin : begin + shape.cluster] for begin in range(0, len(spans), shape.cluster)]
+
+
+def _heights(spans: list[tuple[int, int, int]], shape: Shape) -> list[int]:
+    """Returns the groups of a job of these spans; of each of several where it is cut: one span is for both programs."""
+    groups = max(_groups(rows) for _, rows, _ in spans)
+    return [groups] if len(spans) == shape.cluster else [1] * -(-groups // shape.cluster)
+
+
+def _raster(stream: _Stream, shape: Shape) -> list[Job]:
+    """Returns the jobs of a stream's tiles that go somewhere, `band` tiles below each other at a time."""
+    some, jobs = _spans_of_jobs(stream, shape), []
+    high = shape.band // shape.cluster
+    for begin in range(0, len(some), high):
         for column in range(stream.first, stream.last, shape.columns):
-            for span in spans[begin : begin + shape.band]:
-                line = stream.line(span, column, shape.columns)
-                if any(place != NOWHERE for place in line[_PLACES:]):
-                    lines.append(line)
-    return lines
+            for spans in some[begin : begin + high]:
+                lines = [stream.line(span, column, shape.columns) for span in spans]
+                job = [line for line in lines if any(place != NOWHERE for place in line[_PLACES:])]
+                if job:
+                    jobs += [job] if len(job) == shape.cluster else _cut(job, shape.cluster)
+    return jobs
