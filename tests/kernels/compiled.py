@@ -154,7 +154,7 @@ def call_hopper() -> list[object]:
 
 
 def call_linear() -> list[object]:
-    """Returns the same for each shape of tiles, with a bias or GELU or neither, and how it stores.
+    """Returns the same for each shape of tiles, with a bias or GELU or neither, and what it `uses`.
 
     16 columns of the weight do not count: it is a part of a wider one.
     """
@@ -164,17 +164,19 @@ def call_linear() -> list[object]:
         for bias in (None, paddle.zeros([384], dtype=dtype)):
             streams = [Product(x, weight, bias), Product(x[:33], weight, bias)]
             assert fits(streams) and not fits([Product(x[:, :128], weight, bias)])
-            for shape in SHAPES:
+            for shape in (*SHAPES, *(one._replace(cluster=2) for one in SHAPES)):
                 linear_hopper(streams, rectangles, dtype == "bfloat16" and bias is not None, shape)
     made = _linear_hopper.device_caches[90][0].values()
     return [
-        (len(one.asm["cubin"]), one.metadata.shared, assembled(one.asm["ptx"]), stores(one.asm["ptx"])) for one in made
+        (len(one.asm["cubin"]), one.metadata.shared, assembled(one.asm["ptx"]), *uses(one.asm["ptx"])) for one in made
     ]
 
 
-def stores(ptx: str) -> list[str]:
-    """Returns how a kernel stores into global memory."""
-    return sorted(set(re.findall(r"st\.global[.\w]*", ptx)))
+def uses(ptx: str) -> tuple[list[str], list[int]]:
+    """Returns how a kernel stores into global memory; how often it does what is for a cluster."""
+    clustered = ("reqnctapercluster 2, 1, 1", "multicast::cluster", "mbarrier.arrive.shared::cluster",
+                 "barrier.cluster.wait", "fence.mbarrier_init")  # fmt: skip
+    return sorted(set(re.findall(r"st\.global[.\w]*", ptx))), [ptx.count(one) for one in clustered]
 
 
 def main() -> None:
