@@ -28,8 +28,9 @@ from sd3par.kernels.linear import linear_fused, linear_gelu_fused
 from sd3par.kernels.linear_hopper import SHAPES, Product, Rectangle, Shape, fits, linear_hopper, linear_hopper_reference
 from tests.kernels.gpu_attention import error, host
 
+CLUSTERS = tuple(shape._replace(cluster=2) for shape in SHAPES)
 CHECKED = (SHAPES[0], SHAPES[0]._replace(lead=0), SHAPES[0]._replace(lead=1), SHAPES[1], SHAPES[1]._replace(lead=0),
-           Shape(3, 128, 5, 160, 2, 8))  # fmt: skip
+           Shape(3, 128, 5, 160, 2, 8), *CLUSTERS)  # fmt: skip
 BANDS = (1, 4, 16)  # also timed, of the first and of the fourth
 ROOM = 1.05  # times cuBLASLt's error
 POISON = 512.0
@@ -153,24 +154,25 @@ def product(one: Product, gelu: bool) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) if gelu else x
 
 
-def check(number: int) -> Iterator[Row]:
-    """Yields the rows of one way to cut tiles."""
+def check(shape: Shape, dtypes: tuple[str, ...]) -> Iterator[Row]:
+    """Yields the rows of one way to cut tiles, one of each further dtype."""
     for gelu in (False, True):
         tried = [
             (Case("small", (200, 33), 192, 320, gelu), whole, 1),
             (Case("one stream", (131, 0), 64, 192, gelu), whole, 1),
+            (Case("small tiles", (77, 5), 128, 576, gelu), whole, 3),
             (Case("heads", (600, 166), 384, 9 * 64, gelu), heads, 3),
             (Case("wide heads", (600, 84), 1536, 9 * 192, gelu), heads, 3),
             (Case("shards", (666, 194), 768, 448, gelu), shards, 3),
             (Case("many tiles", (3000, 333), 448, 2304, gelu), whole, 20),
         ]
         for case, where, repeats in tried:
-            yield wrong(case, where(case), CHECKED[number], "bfloat16", repeats)
+            yield wrong(case, where(case), shape, "bfloat16", repeats)
     partial = Case("no bias", (666, 194), 768, 448, False, False)
-    yield wrong(partial, shards(partial), CHECKED[number], "bfloat16", 3)
-    if number in (0, 3):
-        small = Case("fp16", (200, 33), 192, 320, False)
-        yield wrong(small, whole(small), CHECKED[number], "float16", 1)
+    yield wrong(partial, shards(partial), shape, "bfloat16", 3)
+    small = Case("other dtype", (200, 33), 192, 320, False)
+    for dtype in dtypes:
+        yield wrong(small, whole(small), shape, dtype, 1)
 
 
 def recorded_us(device: Device, call: Callable[[], object], expected_us: float) -> float:
@@ -200,7 +202,7 @@ def ways(right: list[int]) -> dict[str, Shape | None]:
     found: dict[str, Shape | None] = {"own": None} if {0, 3} <= set(right) else {}
     for number in right:
         shape = CHECKED[number]
-        name = f"{64 * shape.groups}x{shape.columns} l{shape.lead}"
+        name = f"{64 * shape.groups}x{shape.columns} l{shape.lead}" + " c" * (shape.cluster > 1)
         found[name] = shape
         if number in (0, 3):
             found.update({f"{name} b{band}": shape._replace(band=band) for band in BANDS})
@@ -233,7 +235,7 @@ def run(options: argparse.Namespace) -> None:
     end = time.monotonic() + options.seconds
     with paddle.no_grad():
         if options.check is not None:
-            for row in check(options.check):
+            for row in check(CHECKED[options.check], ("float16",) * (options.check in (0, 3, 6))):
                 print(json.dumps({"way": options.check, **row}), flush=True)
             return
         for case in cases(options.time):
@@ -242,15 +244,16 @@ def run(options: argparse.Namespace) -> None:
         synchronize()
 
 
-def start(arguments: list[str], limit: float) -> tuple[list[Row], str]:
+def start(arguments: list[str], limit: float, module: str = "gpu_linear") -> tuple[list[Row], str]:
     """Returns a process's rows, and what went wrong; it is killed at the limit."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.gpu_linear", *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.kernels.{module}", *arguments]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, stdout=output, stderr=said)
         try:
             wrong = "" if process.wait(max(limit, 1)) == 0 else f"exit code {process.returncode}"
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
             wrong = f"killed after {limit:.0f} s"
         for file in (output, said):
             file.seek(0)
