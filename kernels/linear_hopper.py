@@ -63,7 +63,8 @@ def linear_hopper(streams: list[Product], rectangles: list[Rectangle], gelu: boo
     launch(
         _linear_hopper, (programs,), *ways[0], first[0], *ways[-1], first[len(ways) - 1], lines,
         GROUPS=shape.groups, COLUMNS=shape.columns, STAGES=shape.stages, LEAD=min(shape.lead, terms // _STEP - 1),
-        CLUSTER=shape.cluster, GELU=gelu, BIASED=streams[0].bias is not None, REGISTERS=shape.registers, num_warps=4,
+        CLUSTER=shape.cluster, GELU=gelu, BIASED=streams[0].bias is not None, REGISTERS=shape.registers,
+        LATE=shape.late and terms // _STEP >= shape.columns // 64, num_warps=4,
     )  # fmt: skip
 
 

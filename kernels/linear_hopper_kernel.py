@@ -12,6 +12,14 @@ buffer is free when groups of both have read it. A program without rows of its o
 from __future__ import annotations
 
 from sd3par.kernels.clusters import _arrive, _copy_to_both, _meet, _show_barriers
+from sd3par.kernels.linear_hopper_results import (
+    _finish,
+    _nothing_kept,
+    _packed,
+    _rows_of,
+    _store_all,
+    _store_kept,
+)
 from sd3par.kernels.rings import _barriers, _next
 from sd3par.kernels.runtime import gl, gluon_jit, hopper
 
@@ -20,6 +28,12 @@ from sd3par.kernels.runtime import gl, gluon_jit, hopper
 def _line(table, slot):  # type: ignore[no-untyped-def]
     """A program's line of the table: a slot is a tile of each program; the first line of all is the table's own."""
     return table + (1 + slot * gl.num_programs(0) + gl.program_id(0)) * 16
+
+
+@gluon_jit
+def _address(first, second, line):  # type: ignore[no-untyped-def]
+    """From where places of a tile's line count."""
+    return gl.where(gl.load(line) == 0, first[3], second[3])
 
 
 @gluon_jit
@@ -88,37 +102,58 @@ def _produce(first, second, table, bufs, bars, GROUPS: gl.constexpr, CLUSTER: gl
 
 
 @gluon_jit
-def _multiply(  # type: ignore[no-untyped-def]
-    steps, ring, leads, bufs, bars,
-    GROUP: gl.constexpr, GROUPS: gl.constexpr, LEAD: gl.constexpr, CLUSTER: gl.constexpr,
+def _step(  # type: ignore[no-untyped-def]
+    acc, step, ring, leads, bufs, bars, GROUP: gl.constexpr, GROUPS: gl.constexpr, LEAD: gl.constexpr,
+    CLUSTER: gl.constexpr, FIRST: gl.constexpr = False,
 ):  # fmt: skip
-    """A group's sums of a tile, [64, COLUMNS], and the ring behind it."""
+    """Starts a step, waits for the one before it and gives its buffer back.
+
+    ring: the next buffer, its phase, the buffer of the step before; returns the sums and these three behind the step.
+    """
     a_bufs, b_bufs, _ = bufs
     ready, empty, led = bars
-    index, phase = ring
-    STAGES: gl.constexpr = b_bufs.shape[0]
-    COLUMNS: gl.constexpr = b_bufs.shape[2]
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, COLUMNS, 16])
-    none = gl.zeros([64, COLUMNS], gl.float32, SUMS)
+    index, phase, last = ring
     hopper.mbarrier.wait(ready.index(index), phase)
     a = a_bufs.index(index * GROUPS + GROUP)
-    acc = hopper.warpgroup_mma(a, b_bufs.index(index), none, use_acc=False, is_async=True)
+    acc = hopper.warpgroup_mma(a, b_bufs.index(index), acc, use_acc=not FIRST, is_async=True)
     acc = hopper.warpgroup_mma_wait(1, deps=[acc])
-    last = index
-    index, phase = _next(index, phase, STAGES)
-    for step in range(1, steps):
-        hopper.mbarrier.wait(ready.index(index), phase)
-        a = a_bufs.index(index * GROUPS + GROUP)
-        acc = hopper.warpgroup_mma(a, b_bufs.index(index), acc, is_async=True)
-        acc = hopper.warpgroup_mma_wait(1, deps=[acc])
+    if not FIRST:
         _arrive(empty.index(last), CLUSTER)
         if LEAD > 0 and GROUP + 1 < GROUPS:
             hopper.mbarrier.arrive(led.index(GROUP), pred=leads & (step == LEAD))
-        last = index
-        index, phase = _next(index, phase, STAGES)
-    acc = hopper.warpgroup_mma_wait(0, deps=[acc])
-    _arrive(empty.index(last), CLUSTER)
-    return acc, index, phase
+    last = index
+    index, phase = _next(index, phase, b_bufs.shape[0])
+    return acc, index, phase, last
+
+
+@gluon_jit
+def _multiply(  # type: ignore[no-untyped-def]
+    steps, ring, leads, left, bufs, bars, GROUP: gl.constexpr, GROUPS: gl.constexpr, LEAD: gl.constexpr,
+    CLUSTER: gl.constexpr, LATE: gl.constexpr,
+):  # fmt: skip
+    """A group's sums of a tile, [64, COLUMNS], the last step not waited for; and the ring, as of `_step`.
+
+    LATE: it stores what is `left` of the tile before, 64 columns behind each of the first steps.
+    """
+    index, phase = ring
+    COLUMNS: gl.constexpr = bufs[1].shape[2]
+    PARTS: gl.constexpr = COLUMNS // 64 if LATE else 1
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, COLUMNS, 16])
+    none = gl.zeros([64, COLUMNS], gl.float32, SUMS)
+    ring = (index, phase, index)
+    acc, index, phase, last = _step(none, 0, ring, leads, bufs, bars, GROUP, GROUPS, LEAD, CLUSTER, True)
+    if LATE:
+        kept, address, line = left
+        rows = _rows_of(line, GROUP)
+        _store_kept(kept, address, line, rows, 0)
+        for step in gl.static_range(1, PARTS):
+            ring = (index, phase, last)
+            acc, index, phase, last = _step(acc, step, ring, leads, bufs, bars, GROUP, GROUPS, LEAD, CLUSTER)
+            _store_kept(kept, address, line, rows, step)
+    for step in range(PARTS, steps):
+        ring = (index, phase, last)
+        acc, index, phase, last = _step(acc, step, ring, leads, bufs, bars, GROUP, GROUPS, LEAD, CLUSTER)
+    return acc, index, phase, last
 
 
 @gluon_jit
@@ -134,64 +169,9 @@ def _pass(steps, ring, bars, STAGES: gl.constexpr, CLUSTER: gl.constexpr):  # ty
 
 
 @gluon_jit
-def _gelu(x):  # type: ignore[no-untyped-def]
-    """The tanh form, by the GPU's tanh, 2**-11 of its value wrong at most: less than the rounding that follows."""
-    inner = x * (0.7978845608028654 + 0.035677408136300125 * x * x)
-    t = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=r,r", [inner], dtype=gl.float32, is_pure=True, pack=1)
-    half = 0.5 * x
-    return half * t + half
-
-
-@gluon_jit
-def _store(acc, address, line, bias, rows, PART: gl.constexpr, GELU: gl.constexpr, BIASED: gl.constexpr):  # type: ignore[no-untyped-def]
-    """acc: [64, columns], bias: [columns of a tile] in shared memory; stores what is finished, 64 columns at a time.
-
-    PART counts them from the tile's first; rows, [64] each: whether they count, are of the first part, and how many
-    bytes behind the tile's first row.
-    """
-    COLUMNS: gl.constexpr = acc.shape[1]
-    if COLUMNS > 64:
-        left, right = acc.reshape([64, 2, COLUMNS // 2]).permute((0, 2, 1)).split()
-        _store(left, address, line, bias, rows, PART, GELU, BIASED)
-        _store(right, address, line, bias, rows, PART + COLUMNS // 128, GELU, BIASED)
-    else:
-        SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, 64, 16])
-        LINES: gl.constexpr = rows[0].type.layout.parent
-        y = gl.convert_layout(acc, SUMS, assert_trivial=True)
-        if BIASED:
-            y += bias.slice(64 * PART, 64).load(gl.SliceLayout(0, SUMS)).to(gl.float32)[None, :]
-        if GELU:
-            y = _gelu(y)
-        y = gl.convert_layout(y.to(bias.dtype), LINES)
-        inside, in_first, offset = rows
-        place = gl.where(in_first, gl.load(line + 6 + 2 * PART), gl.load(line + 7 + 2 * PART))
-        column = gl.arange(0, 64, layout=gl.SliceLayout(0, LINES))
-        out = (address + place + offset).to(gl.pointer_type(bias.dtype), bitcast=True)
-        gl.store(gl.multiple_of(out[:, None], [16, 16]) + column[None, :], y, mask=(inside & (place != 1))[:, None])
-
-
-@gluon_jit
-def _finish(acc, address, line, bias, GROUP: gl.constexpr, GELU: gl.constexpr, BIASED: gl.constexpr):  # type: ignore[no-untyped-def]
-    """acc: [64, COLUMNS] -> a group's results of a tile, in memory.
-
-    Threads hold what they store as LINES: 8 numbers of a row each, 8 threads a row, which are whole lines of memory. A
-    warp has the 16 rows that it has of a product, so that no warp waits for another.
-    """
-    LINES: gl.constexpr = gl.DistributedLinearLayout(
-        [[0, 1], [0, 2], [0, 4], [4, 0], [8, 0]], [[0, 8], [0, 16], [0, 32], [1, 0], [2, 0]], [[16, 0], [32, 0]],
-        [], [64, 64],
-    )  # fmt: skip
-    row = 64 * GROUP + gl.arange(0, 64, layout=gl.SliceLayout(1, LINES))
-    inside = row < gl.load(line + 2)
-    in_first = row < gl.load(line + 4)
-    offset = row * gl.load(line + 5) * 2
-    _store(acc, address, line, bias, (inside, in_first, offset), 0, GELU, BIASED)
-
-
-@gluon_jit
 def _consume(  # type: ignore[no-untyped-def]
     first, second, table, bufs, bars, GROUP: gl.constexpr, GROUPS: gl.constexpr, LEAD: gl.constexpr,
-    GELU: gl.constexpr, BIASED: gl.constexpr, CLUSTER: gl.constexpr,
+    GELU: gl.constexpr, BIASED: gl.constexpr, CLUSTER: gl.constexpr, LATE: gl.constexpr,
 ):  # fmt: skip
     """One warp group: 64 rows of every tile."""
     _meet(CLUSTER)
@@ -205,23 +185,37 @@ def _consume(  # type: ignore[no-untyped-def]
     index = gl.to_tensor(0)
     phase = gl.to_tensor(0)
     rows = gl.load(_line(table, 0) + 2)
+    nothing = _line(table, slots)  # a line of no rows
+    kept, kept_line = _nothing_kept(COLUMNS, LATE), nothing
+    bias_buf = bias_bufs.index(GROUP)
     if LEAD > 0 and GROUP > 0:
         hopper.mbarrier.wait(bars[2].index(GROUP - 1), 0, pred=rows > 64 * (GROUP - 1))
-    for slot in range(slots):
+    for slot in range(slots + 1 if LATE else slots):  # the last tile's results are stored where the next would be
         line = _line(table, slot)
-        next_rows = gl.load(_line(table, slot + 1) + 2)
+        next_rows = gl.load(_line(table, gl.minimum(slot + 1, slots)) + 2)
         if rows > 64 * GROUP:
             in_first = gl.load(line) == 0
             if BIASED:
                 column = gl.load(line + 3).to(gl.int32) + gl.arange(0, COLUMNS, layout=FLAT)
                 bias = gl.load(gl.where(in_first, first[2], second[2]) + column, mask=column < columns, other=0.0)
-            acc, index, phase = _multiply(steps, (index, phase), slot == 0, bufs, bars, GROUP, GROUPS, LEAD, CLUSTER)
+            left = (kept, _address(first, second, kept_line), kept_line)
+            acc, index, phase, last = _multiply(
+                steps, (index, phase), slot == 0, left, bufs, bars, GROUP, GROUPS, LEAD, CLUSTER, LATE
+            )
             if BIASED:
-                bias_bufs.index(GROUP).store(bias)
-            address = gl.where(in_first, first[3], second[3])
-            _finish(acc, address, line, bias_bufs.index(GROUP), GROUP, GELU, BIASED)
-        elif rows != 0:
-            index, phase = _pass(steps, (index, phase), bars, STAGES, CLUSTER)
+                bias_buf.store(bias)
+            acc = hopper.warpgroup_mma_wait(0, deps=[acc])
+            _arrive(bars[1].index(last), CLUSTER)
+            if LATE:
+                kept, kept_line = _packed(acc, bias_buf, 0, GELU, BIASED), line
+            else:
+                _finish(acc, _address(first, second, line), line, bias_buf, GROUP, GELU, BIASED)
+        else:
+            if LATE:
+                _store_all(kept, _address(first, second, kept_line), kept_line, GROUP)
+                kept_line = nothing
+            if rows != 0:
+                index, phase = _pass(steps, (index, phase), bars, STAGES, CLUSTER)
         rows = next_rows
 
 
@@ -235,13 +229,13 @@ def _idle(CLUSTER: gl.constexpr):  # type: ignore[no-untyped-def]
 def _linear_hopper(  # type: ignore[no-untyped-def]
     x, weight, bias, address, x2, weight2, bias2, address2, table,
     GROUPS: gl.constexpr, COLUMNS: gl.constexpr, STAGES: gl.constexpr, LEAD: gl.constexpr, CLUSTER: gl.constexpr,
-    GELU: gl.constexpr, BIASED: gl.constexpr, REGISTERS: gl.constexpr,
+    GELU: gl.constexpr, BIASED: gl.constexpr, REGISTERS: gl.constexpr, LATE: gl.constexpr,
 ):  # fmt: skip
     """Each program does its tiles of the table.
 
     x, weight: [M, K] and [K, N] of TMA, read by [64, 64] and [64, COLUMNS], in clusters of two [32, 64]; bias: [N];
     address: from which the stream's places count. Those with a 2 are the second stream's. REGISTERS: a thread's of the
-    groups that multiply.
+    groups that multiply. LATE: a tile's results are stored while the next is multiplied.
     """
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -256,8 +250,8 @@ def _linear_hopper(  # type: ignore[no-untyped-def]
     if GROUPS == 2:
         gl.warp_specialize(
             [
-                (_consume, (one, two, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED, CLUSTER)),
-                (_consume, (one, two, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED, CLUSTER)),
+                (_consume, (one, two, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED, CLUSTER, LATE)),
+                (_consume, (one, two, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED, CLUSTER, LATE)),
                 (_produce, (one, two, table, bufs, bars, GROUPS, CLUSTER)),
                 (_idle, (CLUSTER,)),
                 (_idle, (CLUSTER,)),
@@ -268,9 +262,9 @@ def _linear_hopper(  # type: ignore[no-untyped-def]
     else:
         gl.warp_specialize(
             [
-                (_consume, (one, two, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED, CLUSTER)),
-                (_consume, (one, two, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED, CLUSTER)),
-                (_consume, (one, two, table, bufs, bars, 2, GROUPS, LEAD, GELU, BIASED, CLUSTER)),
+                (_consume, (one, two, table, bufs, bars, 0, GROUPS, LEAD, GELU, BIASED, CLUSTER, LATE)),
+                (_consume, (one, two, table, bufs, bars, 1, GROUPS, LEAD, GELU, BIASED, CLUSTER, LATE)),
+                (_consume, (one, two, table, bufs, bars, 2, GROUPS, LEAD, GELU, BIASED, CLUSTER, LATE)),
                 (_produce, (one, two, table, bufs, bars, GROUPS, CLUSTER)),
                 (_idle, (CLUSTER,)),
                 (_idle, (CLUSTER,)),

@@ -58,6 +58,7 @@ class Shape(NamedTuple):
         lead: how many steps each group is ahead of the next.
         band: how many tiles lie on top of each other before the next columns come; even in clusters.
         cluster: how many programs share what they read of the weight, one or two.
+        late: whether a tile's results are stored while the next is multiplied.
     """
 
     groups: int
@@ -67,6 +68,7 @@ class Shape(NamedTuple):
     lead: int
     band: int
     cluster: int = 1
+    late: bool = False
 
 
 Job = list[list[int]]  # the lines of a cluster's tiles, or of one program's

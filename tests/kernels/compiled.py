@@ -6,6 +6,7 @@ kernel for Hopper; and whether torch got loaded.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -154,18 +155,19 @@ def call_hopper() -> list[object]:
 
 
 def call_linear() -> list[object]:
-    """Returns the same for each shape of tiles, with a bias or GELU or neither, and what it `uses`.
+    """Returns the same for each shape of tiles, storing late and not, with a bias or GELU or neither, and its `uses`.
 
     16 columns of the weight do not count: it is a part of a wider one.
     """
     for dtype in ("bfloat16", "float16"):
-        x, weight = paddle.zeros([200, 192], dtype=dtype), paddle.zeros([192, 400], dtype=dtype)[:, :384]
+        x, weight = paddle.zeros([200, 256], dtype=dtype), paddle.zeros([256, 400], dtype=dtype)[:, :384]
         rectangles = [Rectangle(i, 0, rows, 0, 384, x.data_ptr(), 384) for i, rows in enumerate((200, 33))]
         for bias in (None, paddle.zeros([384], dtype=dtype)):
             streams = [Product(x, weight, bias), Product(x[:33], weight, bias)]
             assert fits(streams) and not fits([Product(x[:, :128], weight, bias)])
-            for shape in (*SHAPES, *(one._replace(cluster=2) for one in SHAPES)):
-                linear_hopper(streams, rectangles, dtype == "bfloat16" and bias is not None, shape)
+            for cluster, late, shape in itertools.product((1, 2), (False, True), SHAPES):
+                gelu, shape = dtype == "bfloat16" and bias is not None, shape._replace(cluster=cluster, late=late)
+                linear_hopper(streams, rectangles, gelu, shape)
     made = _linear_hopper.device_caches[90][0].values()
     return [
         (len(one.asm["cubin"]), one.metadata.shared, assembled(one.asm["ptx"]), *uses(one.asm["ptx"])) for one in made

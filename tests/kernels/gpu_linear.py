@@ -161,6 +161,7 @@ def check(shape: Shape, dtypes: tuple[str, ...]) -> Iterator[Row]:
             (Case("small", (200, 33), 192, 320, gelu), whole, 1),
             (Case("one stream", (131, 0), 64, 192, gelu), whole, 1),
             (Case("small tiles", (77, 5), 128, 576, gelu), whole, 3),
+            (Case("few steps", (700, 33), 256, 4608, gelu), whole, 3),
             (Case("heads", (600, 166), 384, 9 * 64, gelu), heads, 3),
             (Case("wide heads", (600, 84), 1536, 9 * 192, gelu), heads, 3),
             (Case("shards", (666, 194), 768, 448, gelu), shards, 3),

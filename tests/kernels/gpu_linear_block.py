@@ -1,9 +1,10 @@
 """All products of SD3-medium's blocks on Hopper: python -m tests.kernels.gpu_linear_block [--seconds 130]
 
 Both streams' products of 24 blocks, each with weights of its own, recorded in one CUDA graph: by cuBLASLt one after the
-other, in pairs, and in pairs by clusters. First each way is checked as in gpu_linear.py, in a process of its own with a
-time limit, and what is not right is left out. Then a process for each size, on a card that is hot: all ways in turn,
-again and again. Prints JSON lines, and at the end microseconds of a block, and of each of its products.
+other, in pairs, in pairs by clusters, and with results stored while the next tile is multiplied (late). First each way
+is checked as in gpu_linear.py, in a process of its own with a time limit, and what is not right is left out. Then a
+process for each size, on a card that is hot: all ways in turn, again and again. Prints JSON lines, and at the end
+microseconds of a block, and of each of its products.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ from tests.kernels.gpu_attention import host
 from tests.kernels.gpu_linear import CLUSTERS, Row, start
 
 WIDE, NARROW = CLUSTERS
+LATE, LATE_NARROW = WIDE._replace(late=True), NARROW._replace(late=True)
 WAYS: dict[str, Shape | None] = {
-    "cublaslt": None, "pair": SHAPES[0], "pair l3": SHAPES[0]._replace(lead=3), "cluster": WIDE,
-    "cluster l1": WIDE._replace(lead=1), "cluster l3": WIDE._replace(lead=3), "cluster b16": WIDE._replace(band=16),
-    "cluster b4": WIDE._replace(band=4), "cluster 128": NARROW, "cluster 128 l4": NARROW._replace(lead=4),
+    "cublaslt": None, "pair": SHAPES[0], "pair late": SHAPES[0]._replace(late=True), "cluster": WIDE, "late": LATE,
+    "late l1": LATE._replace(lead=1), "late l3": LATE._replace(lead=3), "late b16": LATE._replace(band=16),
+    "128 late": LATE_NARROW, "128 l1": LATE_NARROW._replace(lead=1),
 }  # fmt: skip
-SIZES = ((4096, 333), (8192, 666), (2048, 666), (4096, 334))  # the last: two pictures of half a rank's tokens
+SIZES = ((4096, 333), (2048, 666), (8192, 666), (1024, 333))
 BLOCKS, DIM = 24, 1536
 LAYERS = {"qkv": (DIM, 3 * DIM, False), "out": (DIM, DIM, False), "up": (DIM, 4 * DIM, True),
           "down": (4 * DIM, DIM, False)}  # fmt: skip
 CHECK_S, SIZE_S, HEAT_S = 50, 30, 1.5
 ROUNDS, BLOCK_S, PRODUCT_S = 3, 0.06, 0.02
-STATES = ("cublaslt", "pair", "cluster")  # also shown: clock and power
+STATES = ("cublaslt", "cluster", "late")  # also shown: clock and power
 
 
 class Layer(NamedTuple):
@@ -174,7 +176,7 @@ def run_check(way: str) -> None:
     begun()
     shape = WAYS[way]
     if shape is not None:
-        for row in gpu_linear.check(shape, ("float16",) * (way == "cluster")):
+        for row in gpu_linear.check(shape, ("float16",) * (way in ("late", "128 late"))):
             print(json.dumps(row), flush=True)
 
 
@@ -223,7 +225,7 @@ def check() -> list[str]:
 
 def table(rows: list[Row]) -> None:
     """Prints microseconds: a line for each size and layer, cuBLASLt's first; then each way as a part of that."""
-    print(f"{'rows':12} {'layer':6}", *(f"{name.replace('cluster', 'c'):>9}" for name in WAYS))
+    print(f"{'rows':12} {'layer':6}", *(f"{name:>9}" for name in WAYS))
     for row in rows:
         us = row["us"]
         name = f"{'+'.join(map(str, row['rows'])):12} {row['layer']:6}"

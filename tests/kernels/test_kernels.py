@@ -52,10 +52,10 @@ def test_kernels_compile_for_every_gpu_of_interest() -> None:
     peers = [[38, 2, 1], [38, 2, 1], [38, 2, 1], [19, 2, 1], *4 * [[1, 1, 1]]]
     shared_at_most = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
     hopper, launches = found.pop("hopper"), found["launches sm_90"]
-    linear, tiles = found.pop("linear"), [launches.pop() for _ in range(16)]
-    assert len(linear) == 16 and tiles == [[18, 1, 1], [12, 1, 1], [15, 1, 1], [10, 1, 1]] * 4
+    linear, tiles = found.pop("linear"), [launches.pop() for _ in range(32)]
+    assert len(linear) == 32 and tiles == ([[18, 1, 1], [12, 1, 1]] * 2 + [[15, 1, 1], [10, 1, 1]] * 2) * 4
     assert all(stores == ["st.global.v4.b32"] for *_, stores, _ in linear)
-    clusters = [[0] * 5] * 2 + [[1, parts, 6, 5, 1] for parts in (4, 2)]
+    clusters = [[0] * 5] * 4 + [[1, *some, 5, 1] for some in ((4, 6), (2, 6), (4, 12), (2, 8))]
     assert [uses for *_, uses in linear] == clusters * 4
     assert len(hopper) == 4 and launches[-8:] == 2 * [[96, 1, 1], [96, 1, 1], [128, 1, 1], [128, 1, 1]]
     del launches[-8:]
