@@ -13,6 +13,7 @@ from paddle import Tensor
 
 from sd3par.config import require
 from sd3par.kernels.runtime import check_like, empty, jit, launch, next_power_of_2, tl
+from sd3par.kernels.silu import silu
 
 MAX_CHANNELS = 2048  # a pixel's channels and their statistics stay in registers
 PARTS = 1024  # programs that read for the statistics: up to eight on each of 132 processors, together in flight
@@ -194,5 +195,5 @@ def _apply(  # type: ignore[no-untyped-def]
     factor = tl.load(group + GROUPS) * tl.load(weight + column).to(tl.float32)
     value = (value - tl.load(group)[None, :]) * factor[None, :] + tl.load(bias + column).to(tl.float32)[None, :]
     if SILU:
-        value = value * tl.sigmoid(value)
+        value = silu(value)
     tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)

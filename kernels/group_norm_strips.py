@@ -18,6 +18,7 @@ from paddle import Tensor
 from sd3par.config import require
 from sd3par.kernels.group_norm_silu import PARTS, TILE, WARPS, Cut, fits, group_means, merged, partial_statistics
 from sd3par.kernels.runtime import check_like, empty, jit, launch, next_power_of_2, tl
+from sd3par.kernels.silu import silu
 
 _COPIED = 4096  # numbers of a line that a program copies
 
@@ -207,6 +208,6 @@ def _apply_strip(  # type: ignore[no-untyped-def]
     group = statistics + image * 2 * GROUPS + column // (CHANNELS // GROUPS)
     factor = tl.load(group + GROUPS) * tl.load(weight + column).to(tl.float32)
     value = (value - tl.load(group)[None, :]) * factor[None, :] + tl.load(bias + column).to(tl.float32)[None, :]
-    value = tl.where(there, value * tl.sigmoid(value), 0.0)
+    value = tl.where(there, silu(value), 0.0)
     to = out + (image * (pixels + 2 * width) + into) * CHANNELS + place
     tl.store(to, value.to(out.dtype.element_ty), mask=inside)

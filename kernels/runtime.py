@@ -32,11 +32,12 @@ except ImportError:  # the references need none
     triton = tl = gluon = gl = globaltimer = hopper = TensorDescriptor = None
 
 __all__ = [
-    "TESTED", "architecture", "check_last_axis", "check_like", "descriptor", "empty", "gl", "globaltimer",
-    "gluon_jit", "hopper", "jit", "kind_of", "launch", "next_power_of_2", "on_stream", "plain_descriptor", "processors",
-    "takes", "tl", "why_not",
+    "INTERPRETED", "TESTED", "architecture", "check_last_axis", "check_like", "descriptor", "empty", "gl",
+    "globaltimer", "gluon_jit", "hopper", "jit", "kind_of", "launch", "next_power_of_2", "on_stream",
+    "plain_descriptor", "processors", "takes", "tl", "why_not",
 ]  # fmt: skip
 TESTED = "3.6"
+INTERPRETED = triton and tl.constexpr(triton.knobs.runtime.interpret)  # for kernels: there is no assembler then
 MIN_CAPABILITY = (8, 0)  # bfloat16 in tensor cores, asynchronous copies
 _HALF = (paddle.bfloat16, paddle.float16)
 _MOST_PREPARED = 4096  # launches that differ in more than addresses; a model at one size has a few dozen
