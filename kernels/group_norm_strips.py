@@ -17,8 +17,16 @@ from paddle import Tensor
 
 from sd3par.config import require
 from sd3par.kernels.group_norm_silu import (
-    PARTS, TILE, WARPS, Cut, fits, group_means, merged, normed, partial_statistics,
-)  # fmt: skip
+    PARTS,
+    TILE,
+    WARPS,
+    Cut,
+    fits,
+    group_means,
+    merged,
+    normed,
+    partial_statistics,
+)
 from sd3par.kernels.runtime import check_like, empty, jit, launch, next_power_of_2, tl
 from sd3par.kernels.silu import silu
 
