@@ -22,6 +22,7 @@ from sd3par.plan import axis_ranks, check_world, ring
 
 BACKENDS = {"cpu": "gloo", "gpu": "nccl"}  # Paddle's names; "xccl" is a plug-in's own, here NCCL too
 CONNECT_TIMEOUT_S = 120  # ranks start within seconds of each other; loading comes later
+START_TIMEOUT_S = 900  # for processes of other machines; as long as Paddle's own first process waits
 MEET_TIMEOUT_S = 1800  # the largest checkpoint from a slow disk; a rank that dies meanwhile is the watchdog's business
 
 
@@ -136,9 +137,11 @@ class Mesh:
         """
         if paddle.get_device() == "cpu":
             return
-        for axis in (self.mp, self.sp, self.dp, self.world):
-            self.all_reduce(axis, paddle.zeros([1]))
-            self.all_to_all(axis, paddle.zeros([axis.size]))
+        self.meet("connecting", START_TIMEOUT_S)
+        with _ended_after(CONNECT_TIMEOUT_S):
+            for axis in (self.mp, self.sp, self.dp, self.world):
+                self.all_reduce(axis, paddle.zeros([1]))
+                self.all_to_all(axis, paddle.zeros([axis.size]))
 
     def any(self, flag: bool) -> bool:
         """Returns whether any process of the mesh passed True."""
@@ -230,16 +233,8 @@ def _connect(parallel: ParallelConfig, rank: int) -> Mesh:
             name: Axis(len(own), own.index(rank), _group([one[name] for one in every], rank))
             for name, own in every[rank].items()
         }
-        mesh = Mesh(
-            axes["dp"],
-            axes["sp"],
-            axes["mp"],
-            axes["world"],
-            host=_host(),
-            transport=parallel.transport,
-        )
-        with _ended_after(CONNECT_TIMEOUT_S):
-            mesh._warm_up()
+        mesh = Mesh(axes["dp"], axes["sp"], axes["mp"], axes["world"], host=_host(), transport=parallel.transport)
+        mesh._warm_up()
         return mesh
     except (RuntimeError, OSError, SystemError) as error:
         # OSError: what Paddle makes of a failure of NCCL behind a plug-in. SystemError: of processes that do not come.

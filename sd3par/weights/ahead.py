@@ -100,8 +100,8 @@ class _Request:
 
     def taken(self) -> Tensor:
         """Waits for it; returns a copy on the current device, and gives the memory back."""
-        for read in self.reads:
-            read.result()
+        while self.reads:  # none stays in a variable: its error's traceback would hold it, and with it all memory
+            self.reads.pop(0).result()
         assert self._values is not None
         tensor = device_copy(self._values)
         self._values = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -228,3 +230,20 @@ def test_bfloat16_and_scalars_keep_their_bits(tmp_path: Path) -> None:
             tensor = begun()
             assert tensor.dtype == values[name].dtype and tensor.shape == values[name].shape
             np.testing.assert_array_equal(bits(tensor), bits(values[name]))
+
+
+def test_an_error_does_not_hold_the_memory() -> None:
+    """Not even until Python looks for cycles, though its traceback is kept by nobody else."""
+
+    def failed() -> weakref.ref[Ring]:
+        with pytest.raises(CheckpointError), Ahead(4 * 1024, 1) as ahead:
+            memory = weakref.ref(ahead._ring)
+            FakeFile(broken=3).begin(ahead, 3)()
+        return memory
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert failed()() is None
+    finally:
+        gc.enable()
