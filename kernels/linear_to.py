@@ -21,10 +21,10 @@ from sd3par.kernels.runtime import check_like, empty, takes
 # for the dealt-out pair (18.84 without), nor for norms and attention beside cuBLASLt (16.46). On a hot card at 690 W a
 # pair of the MLP's products ran at 1.61 to 1.62 GHz, cuBLASLt's at 1.46 to 1.48 and still faster: the pair's tensor
 # cores wait more. cuBLASLt offers 8 algorithms for each of these products, all of which are timed.
-# Clusters of two blocks that share what they read of the weight (TMA's multicast, by changes to Gluon's PTX; the
-# history has them, merged as they are into nothing): a block's products of 4429 rows 1.10 -> 1.04 to 1.05 of cuBLASLt's
-# time, of 8858 rows 1.11 -> 1.05, of 2714 rows 0.95 either way; K 6144 alone, by tiles of 128 x 128, 0.93 to 0.97 with
-# 4429 and 8858 rows. Results stored beside the next tile's first products (also there) changed nothing more.
+# Clusters of two blocks that share what they read of the weight (TMA's multicast, by changes to Gluon's PTX: commit
+# 12a5b40, not kept): a block's products of 4429 rows took 1.04 to 1.05 of cuBLASLt's time instead of 1.10, of 8858 rows
+# 1.05 instead of 1.11, of 2714 rows 0.95 either way; K 6144 alone, by tiles of 128 x 128, 0.93 to 0.97 with 4429 and
+# 8858 rows. Results stored beside the next tile's first products (480bcd4, not kept either) changed nothing more.
 MOST_ROWS = 2816
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from sd3par.config import ParallelConfig
 from sd3par.launch.bench.case import mesh_flags, mesh_of
+from sd3par.launch.bench.metrics import psnr
 from tests.ranks import ROOT
 
 MESHES = ("one", "dp2", "sp2", "mp2", "mp2:peer")
@@ -47,12 +48,6 @@ def generate(output: Path, *words: str) -> tuple[np.ndarray, float]:
     """Returns the picture [H, W, 3] that `sd3par generate` makes, uint8, and its seconds."""
     seconds = run("-m", "sd3par", "generate", PROMPT, "--seed", SEED, "--quiet", *words, "--output", str(output))
     return np.asarray(Image.open(output)), seconds
-
-
-def psnr(got: np.ndarray, want: np.ndarray) -> float:
-    """Returns how alike two pictures [H, W, 3] are, in dB; infinite for the same one."""
-    error = float(((got.astype(np.float64) - want) ** 2).mean())
-    return float("inf") if not error else 10 * float(np.log10(255.0**2 / error))
 
 
 def rows(mesh: str, device: str, folder: Path) -> Iterator[Row]:
