@@ -89,6 +89,24 @@ def synchronize(index: int) -> bool:
     return True
 
 
+def pin(index: int, address: int, count: int) -> bool:
+    """Locks memory of this process in place, which device `index` then copies at once; returns whether that went.
+
+    It costs what a copy of as many bytes does; `unpin` ends it.
+    """
+    try:
+        _call("cuCtxSetCurrent", _context(index))
+        _call("cuMemHostRegister_v2", c_void_p(address), c_size_t(count), ctypes.c_uint(0))
+    except (OSError, RuntimeError):
+        return False
+    return True
+
+
+def unpin(address: int) -> None:
+    """Ends what `pin` began, before that memory is given back."""
+    _call("cuMemHostUnregister", c_void_p(address))
+
+
 class _Handle(ctypes.Structure):
     """CUipcMemHandle, which is passed by value."""
 

@@ -8,7 +8,7 @@ from sd3par.config import ModelConfig, parse_config
 from sd3par.device import Device
 from sd3par.errors import CheckpointError
 from sd3par.mesh import Mesh
-from sd3par.static.parameters import tensors
+from sd3par.static.parameters import Parameters
 from sd3par.static.program import Program
 from sd3par.static.reader import Reader, parameters_of
 from sd3par.static.text import load_static_text
@@ -22,10 +22,16 @@ from sd3par.weights.manifest import EXPORT, check
 
 TRANSFORMER, VAE = ("prepare", "step"), ("decode", "encode")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
+# Programs that run once before their parameters are there, and with how many rows and tokens: on the CPU with none,
+# which computes nothing; on a GPU, which loads its kernels so, with some.
+_EARLY: dict[str, tuple[tuple[str, ...], int]] = {
+    "cpu": (TRANSFORMER, 0),
+    "cuda": ((*TRANSFORMER, *TEXT, "decode"), 2),
+}
 
 
 class Programs:
-    """The programs of one rank; made ready to run while other threads read their parameters and compare digests.
+    """The programs of one rank; made ready to run while other threads read, compare and copy their parameters.
 
     Args:
         export: for this mesh and device, which is the current one.
@@ -41,7 +47,7 @@ class Programs:
         self._mine: dict[str, list[str] | None] = {
             name: manifest.programs[name][rank] for name in names if name in manifest.programs
         }
-        self._loaded: list[tuple[Program, str]] = []
+        self._loaded: dict[str, tuple[Program, str]] = {}  # with its file of parameters
         reader = export.reader
         if reader is None or reader.manifest != manifest:
             reader = Reader(export.folder, manifest, parameters_of(manifest, rank, names))
@@ -59,9 +65,8 @@ class Programs:
 
     @property
     def alone(self) -> bool:
-        """Returns whether they run on the CPU and meet no other rank's."""
-        manifest = self._export.manifest
-        return manifest.target == "cpu" and manifest.parallel.world == 1
+        """Returns whether they meet no other rank's."""
+        return self._export.manifest.parallel.world == 1
 
     def load(self, name: str) -> Program | None:
         """Returns a program, which `fill` completes; None where another rank runs it."""
@@ -69,7 +74,7 @@ class Programs:
         if pair is None:
             return None
         program = Program(self._export.folder / pair[0])
-        self._loaded.append((program, pair[1]))
+        self._loaded[name] = program, pair[1]
         return program
 
     def must(self, name: str) -> Program:
@@ -84,13 +89,24 @@ class Programs:
         return found
 
     def fill(self) -> None:
-        """Gives all loaded programs their parameters.
+        """Gives all loaded programs their parameters, and makes them ready to run while those are copied.
+
+        Not sooner: while Paddle reads a program, all threads make values of programs, and no tensors.
 
         Raises:
             CheckpointError: a file is not what was exported.
         """
-        for program, parameters in self._loaded:
-            program.fill(tensors(self._reader, parameters))
+        with closing(Parameters(self._reader, [file for _, file in self._loaded.values()])) as parameters:
+            self._get_ready()
+            for program, file in self._loaded.values():
+                program.fill(parameters.take(file))
+
+    def _get_ready(self) -> None:
+        """Runs those of `_EARLY` that are loaded, unless other ranks would have to as well."""
+        names, length = _EARLY[self._export.manifest.target]
+        for name, (program, _) in self._loaded.items() if self.alone else ():
+            if name in names:
+                program.get_ready(length)
 
     def close(self) -> None:
         """Ends what still reads."""
@@ -128,9 +144,6 @@ def _loaded(
 
         peers = PeerMemory(mesh, config.dim, dtype, bool(config.dual_attention_layers))
     prepare, step = map(programs.must, TRANSFORMER)
-    if programs.alone:
-        for program in (prepare, step):
-            program.get_ready()
     transformer = StaticTransformer(config, mesh, dtype, prepare, step, peers)
     text = load_static_text(files, programs.load, dtype, mesh)
     return transformer, StaticVAE(vae, mesh, *map(programs.must, VAE)), text

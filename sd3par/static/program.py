@@ -51,14 +51,15 @@ class Program:
         places = {name: place for place, name in enumerate(sorted(known.values()))}
         self._parameters[:] = [found[places[known[name]]] for name in self._holder.persistable_names]
 
-    def get_ready(self) -> None:
-        """Runs it once without parameters, on tensors of no rows and no tokens, and so computes nothing; before `fill`.
+    def get_ready(self, length: int) -> None:
+        """Runs it once with other numbers for parameters, on zeros whose open lengths are all `length`; before `fill`.
 
         A first run makes the executor, which takes as long as a step of 0.2 s; here other threads read parameters
-        meanwhile. For programs on the CPU that meet no other rank.
+        meanwhile. For programs that meet no other rank. Without rows and tokens, of length 0, it computes nothing.
         """
         self._parameters[:] = _stand_ins(self._holder.persistable_vars)
-        self(*(paddle.zeros([max(side, 0) for side in one.shape], one.dtype) for one in self._holder.input_vars))
+        shapes = [[length if side < 0 else side for side in one.shape] for one in self._holder.input_vars]
+        self(*(paddle.zeros(shape, one.dtype) for shape, one in zip(shapes, self._holder.input_vars, strict=True)))
         self._parameters.clear()
 
     @paddle.no_grad()

@@ -1,7 +1,7 @@
 """Files of parameters: read once, into memory, by several threads that compare digests on the way.
 
-A file that was compared before (`checked`) is not hashed again. Beside a GPU it is not read either, but mapped, for the
-copy to the device to read: 1 GB took 0.05 s of a core so, and 0.5 to 0.9 s by way of other memory (page cache warm).
+A file that was compared before (`checked`) is not hashed again. Beside a GPU it is not held in memory either: whoever
+copies it to the device reads it piece by piece (`parameters`).
 
 Nothing here needs Paddle, so that it may begin while that is imported.
 """
@@ -9,8 +9,6 @@ Nothing here needs Paddle, so that it may begin while that is imported.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import hashlib
 import math
 import mmap
@@ -27,7 +25,6 @@ from sd3par.weights.manifest import BLOCK, THREADS, Manifest, changed, is_export
 CHUNK = 16 << 20  # bytes that are hashed at a time: between two a thread waits for Python's lock, for up to 5 ms
 AHEAD = 32  # blocks of 64 MiB that are in memory before they are asked for, where tensors do not stay in it
 PROGRAMS = ("prepare", "step", "text_encoder", "text_encoder_2", "text_encoder_3", "decode", "encode")
-_POPULATE_READ = 22  # MADV_POPULATE_READ of linux/mman.h: pages are there, or it says why not; from Linux 5.14 on
 # Paddle's VarType.Type (framework.proto) -> its name, and bytes of a number.
 _DTYPES = {0: ("bool", 1), 2: ("int32", 4), 3: ("int64", 8), 4: ("float16", 2), 5: ("float32", 4), 22: ("bfloat16", 2)}
 
@@ -41,15 +38,17 @@ class Entry(NamedTuple):
     stop: int
 
 
-class _File:
+class File:
     """A file of tensors, as `paddle.jit.save` writes it.
 
     Args:
         first: which of all blocks is its first.
-        maps: whether it is mapped if it was compared before.
+        stays: whether it is read into memory even if it was compared before.
+
+    `direct` is whether who needs its tensors reads them from `file`; else `Reader` does, and `take` gives them.
     """
 
-    def __init__(self, path: Path, digests: Sequence[str], first: int, maps: bool) -> None:
+    def __init__(self, path: Path, digests: Sequence[str], first: int, stays: bool) -> None:
         self.path, self.digests, self.first = path, digests, first
         self.memory: dict[int, mmap.mmap] = {}  # number of an entry -> where it is read into
         try:
@@ -60,7 +59,7 @@ class _File:
             stack.callback(self.file.close)
             self.record = Record(self.file, digests)
             self.entries = self._found()
-            self.mapped = _map(self.file) if maps and self.record.known else None
+            self.direct = self.record.known and not stays
             stack.pop_all()
 
     def _found(self) -> list[Entry]:
@@ -72,24 +71,20 @@ class _File:
         except ValueError:
             raise changed(self.path, self.digests[0]) from None
 
-    def take(self, index: int) -> mmap.mmap | memoryview:
+    def take(self, index: int) -> mmap.mmap:
         """Returns the memory of an entry, which this file needs no more."""
-        entry = self.entries[index]
-        if self.mapped is not None and entry.stop > entry.start:
-            return memoryview(self.mapped)[entry.start : entry.stop]
         return self.memory.pop(index, None) or _memory(0)
 
     def end(self) -> None:
-        """To be called when all of it was taken, and is where it was needed."""
-        if self.mapped is not None and not self.record.is_same():
+        """To be called when all of it was taken, and is where it was needed.
+
+        Raises:
+            CheckpointError: it was changed while it was read.
+        """
+        if self.direct and not self.record.is_same():
             raise changed(self.path, self.digests[0])
         self.record.keep()
-        self.close()
-
-    def close(self) -> None:
-        """Closes it; what is mapped of it stays for as long as someone holds what was taken."""
         self.file.close()
-        self.mapped = None
 
     def views(self, block: int) -> Iterator[memoryview]:
         """Yields, in order, where the bytes of a block go, in pieces of at most `CHUNK`."""
@@ -122,29 +117,29 @@ class Reader:
 
     def __init__(self, folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
         self.manifest = manifest
-        self._files: dict[str, _File] = {}
-        self._blocks: list[tuple[_File, int]] = []
+        self.files: dict[str, File] = {}
+        self._blocks: list[tuple[File, int]] = []
         stays = manifest.target == "cpu"  # in this memory: what others write to a file later must not be seen there
         for name in names:
-            file = _File(folder / name, manifest.files[name]["sha256"], len(self._blocks), maps=not stays)
-            self._files[name] = file
-            self._blocks += [(file, block) for block in range(len(file.digests))]
-        mapped = all(file.mapped is not None for file in self._files.values())
-        self._ahead = len(self._blocks) if stays or mapped else AHEAD
+            file = File(folder / name, manifest.files[name]["sha256"], len(self._blocks), stays)
+            self.files[name] = file
+            self._blocks += [(file, block) for block in range(len(file.digests)) if not file.direct]
+        self._ahead = len(self._blocks) if stays else AHEAD
         self._pool = ThreadPoolExecutor(THREADS, "sd3par-read")
         self._reads: list[Future[None]] = []
         self._checked = 0  # blocks
         self._read_on(self._ahead)
+        for file in self.files.values():
+            if file.direct:  # from here on the system reads what is not in its memory any more
+                self._pool.submit(os.posix_fadvise, file.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
-    def parts(self, name: str) -> Iterator[tuple[Entry, mmap.mmap | memoryview]]:
-        """Yields the tensors of a file, in its order, with their bytes, which are those of the export; once.
-
-        Beside a GPU the bytes are to be copied before the next are asked for: they may be the file's own.
+    def parts(self, name: str) -> Iterator[tuple[Entry, mmap.mmap]]:
+        """Yields the tensors of a file that is not `direct`, in its order, with their bytes, those of the export; once.
 
         Raises:
             CheckpointError: a block is not what was exported.
         """
-        file = self._files[name]
+        file = self.files[name]
         for index, entry in enumerate(file.entries):
             self._check(file.first - (-entry.stop // BLOCK))
             yield entry, file.take(index)
@@ -154,8 +149,8 @@ class Reader:
     def close(self) -> None:
         """Ends the threads; what is not read yet is not read any more."""
         self._pool.shutdown(cancel_futures=True)
-        for file in self._files.values():
-            file.close()
+        for file in self.files.values():
+            file.file.close()
 
     def _check(self, blocks: int) -> None:
         """Waits until the first `blocks` blocks are read, as they were exported."""
@@ -167,11 +162,8 @@ class Reader:
     def _read_on(self, blocks: int) -> None:
         """Lets the first `blocks` blocks be read."""
         for file, block in self._blocks[len(self._reads) : blocks]:
-            if file.mapped is None:
-                views = list(file.views(block))
-                self._reads.append(self._pool.submit(_read, file, block, views, file.digests[block]))
-            else:
-                self._reads.append(self._pool.submit(_populate, file, block))
+            views = list(file.views(block))
+            self._reads.append(self._pool.submit(_read, file, block, views, file.digests[block]))
 
 
 def parameters_of(manifest: Manifest, rank: int, names: Sequence[str]) -> list[str]:
@@ -197,7 +189,7 @@ def begin(model: str, rank: int, text_encoder_3: bool = True) -> Reader | None:
         return None
 
 
-def _read(file: _File, block: int, views: Sequence[memoryview], wanted: str) -> None:
+def _read(file: File, block: int, views: Sequence[memoryview], wanted: str) -> None:
     """Reads a block of a file into memory, and compares its digest unless the file was compared before."""
     found, at, known = hashlib.sha256(), block * BLOCK, file.record.known
     try:
@@ -223,26 +215,6 @@ def _fill(view: memoryview, file: int, at: int) -> int:
     while got < len(view) and (count := os.preadv(file, [view[got:]], at + got)):
         got += count
     return got
-
-
-def _map(file: IO[bytes]) -> mmap.mmap | None:
-    """Returns a file's bytes, in memory that can be written, as NumPy's arrays must be; None where that cannot be."""
-    try:
-        return mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-    except (OSError, ValueError):
-        return None
-
-
-def _populate(file: _File, block: int) -> None:
-    """Has the pages of a mapped block read; where Linux cannot yet, who looks at them has."""
-    assert file.mapped is not None
-    size = min(BLOCK, len(file.mapped) - block * BLOCK)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(file.mapped, block * BLOCK))
-    libc = ctypes.CDLL(None, use_errno=True)  # mmap.madvise would hold Python's lock
-    if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _POPULATE_READ):
-        error = ctypes.get_errno()
-        if error != errno.EINVAL:
-            raise unreadable(file.path, OSError(error, os.strerror(error)))
 
 
 def _memory(size: int) -> mmap.mmap:

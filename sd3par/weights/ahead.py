@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager
 import numpy as np
 from paddle import Tensor
 
-from sd3par.device import current
+from sd3par import cuda_driver
+from sd3par.device import current, current_index
 from sd3par.mesh import world_size
 from sd3par.weights.file_part import Part
 from sd3par.weights.host_tensor import device_copy
@@ -21,6 +22,7 @@ from sd3par.weights.ring import Ring, Span
 
 ROOM = 512 << 20  # bytes that are ahead: the largest tensor of SD3 has 263 MB; each costs, once, what a page costs
 _PIECE = 16 << 20  # bytes that a thread reads at a time; a tensor is read by several
+_PINS = 2  # how often the memory has to be used for
 _SHARE = 32  # of the machine's memory all ranks together take one part of so many
 
 Read = Callable[[Part, np.ndarray], None]
@@ -38,7 +40,8 @@ class Ahead:
     """
 
     def __init__(self, size: int, threads: int) -> None:
-        self._ring = Ring(size)
+        self._ring, self._size = Ring(size), size
+        self._begun, self._pinned = 0, False
         self._pool = ThreadPoolExecutor(threads, "sd3par-weights")
         self._waiting: deque[_Request] = deque()
 
@@ -49,6 +52,8 @@ class Ahead:
         """Ends the threads; what is not being read is not read any more."""
         self._waiting.clear()
         self._pool.shutdown(cancel_futures=True)
+        if self._pinned:
+            cuda_driver.unpin(self._ring.address)
 
     def begin(self, part: Part, read: Read) -> Callable[[], Tensor]:
         """Begins to read a part when memory is free.
@@ -58,10 +63,17 @@ class Ahead:
 
         Returns: what waits for it and returns it on the current device, once; raises what `read` raised.
         """
+        self._pin(part.nbytes)
         request = _Request(part, read)
         self._waiting.append(request)
         self._start()
         return lambda: self._take(request)
+
+    def _pin(self, size: int) -> None:
+        """Locks the memory in place for the device, once it pays: pageable memory is copied by the driver first."""
+        before, self._begun = self._begun, self._begun + size
+        if before <= _PINS * self._size < self._begun and current() != "cpu":
+            self._pinned = cuda_driver.pin(current_index(), self._ring.address, self._size)
 
     def _start(self) -> None:
         """Lets read what there is memory for."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import IO
 
 import numpy as np
 
@@ -38,11 +39,11 @@ class Part:
         """Bytes of the part."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, file: io.FileIO, values: np.ndarray) -> None:
+    def read(self, file: IO[bytes], values: np.ndarray) -> None:
         """Reads it into `values`, contiguous and of its shape and dtype.
 
         Args:
-            file: open for reading, unbuffered.
+            file: open for reading; several threads may use it.
 
         Raises:
             OSError: the file cannot be read.
@@ -64,7 +65,7 @@ class Part:
             yield run, replace(self, index=(slice(first + run.start, first + run.stop), *self.index[1:]))
 
 
-def _gather(file: io.FileIO, start: int, shape: Shape, index: Index, part: np.ndarray) -> None:
+def _gather(file: IO[bytes], start: int, shape: Shape, index: Index, part: np.ndarray) -> None:
     """Reads into `part`: in one go where it is one piece, else by blocks of whole rows, else row by row."""
     first = index[0].indices(shape[0])[0] if index else 0
     row = math.prod(shape[1:]) * part.itemsize  # bytes of the file
@@ -82,12 +83,11 @@ def _gather(file: io.FileIO, start: int, shape: Shape, index: Index, part: np.nd
             part[i : i + len(some)] = some[(slice(None), *index[1:])]
 
 
-def _fill(file: io.FileIO, start: int, array: np.ndarray) -> None:
+def _fill(file: IO[bytes], start: int, array: np.ndarray) -> None:
     """Reads the bytes from `start` on into all of `array`, which is contiguous."""
     left = array.reshape(-1).view(np.uint8).data
-    file.seek(start)
     while left:
-        count = file.readinto(left)  # at most 2 GB a call
+        count = os.preadv(file.fileno(), [left], start)  # at most 2 GB a call
         if not count:
             raise EOFError("it ends early")
-        left = left[count:]
+        left, start = left[count:], start + count

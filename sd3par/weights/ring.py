@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections import deque
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class Ring:
         self._memory = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._size = size
         self._spans: deque[Span] = deque()
+
+    @property
+    def address(self) -> int:
+        """Returns where its memory begins."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
     def take(self, size: int) -> Span | None:
         """Returns `size` bytes, after those that were taken last; None where they are in use."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -18,9 +19,10 @@ import paddle
 import pytest
 
 from sd3par.errors import CheckpointError
-from sd3par.static import checked, reader
-from sd3par.static.parameters import tensors
+from sd3par.static import checked, parameters, reader
+from sd3par.static.parameters import Parameters, tensors
 from sd3par.static.reader import Reader
+from sd3par.weights.ahead import Ahead
 from tests.ranks import ROOT
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
@@ -89,8 +91,8 @@ def opened(path: Path, wanted: list[str], target: str = "cpu") -> Reader:
 
 def read(path: Path, wanted: list[str], target: str = "cpu") -> None:
     """Reads a file, and compares what is found with what the fixture wrote."""
-    with closing(opened(path, wanted, target)) as found:
-        read_all = list(tensors(found, path.name))
+    with closing(opened(path, wanted, target)) as found, Ahead(1 << 10, 2) as ahead:
+        read_all = list(tensors(found, path.name, ahead))
     assert [one.shape for one in read_all] == [[size] for size in SIZES]
     for index, (one, size) in enumerate(zip(read_all, SIZES, strict=True)):
         assert bool((one == paddle.arange(size, dtype="float32") + index).all())
@@ -113,22 +115,23 @@ def test_compared_once(path: Path, cache: Path, hashing: Hashing, target: str) -
     assert hashing.bytes == path.stat().st_size
 
 
-def test_mapped_files_reach_a_device(path: Path, cache: Path, dry_plugin: Path) -> None:
-    """From places in a file that no dtype divides; the first start reads, the second one maps."""
+def test_files_reach_a_device(path: Path, cache: Path, dry_plugin: Path) -> None:
+    """From places in a file that no dtype divides; the first start compares, the second one reads ahead."""
     code = """if True:
         import sys
         from pathlib import Path
         import paddle
-        from sd3par.static import checked, reader
+        from sd3par.static import checked, parameters, reader
         from tests.static import test_checked
         reader.BLOCK, checked.SETTLED_NS = 64, 0
         paddle.set_device("nvgpu:0")
         path = Path(sys.argv[1])
         for known in (False, True):
             found = test_checked.opened(path, test_checked.digests(path), "cuda")
-            assert (found._files[path.name].mapped is not None) == known
-            tensors = list(test_checked.tensors(found, path.name))
-            found.close()
+            assert found.files[path.name].direct == known
+            copies = parameters.Parameters(found, [path.name])
+            tensors = copies.take(path.name)
+            copies.close()
             assert all(one.place.is_custom_place() for one in tensors)
             print([one.numpy().tolist() for one in tensors])
     """
@@ -140,19 +143,17 @@ def test_mapped_files_reach_a_device(path: Path, cache: Path, dry_plugin: Path) 
                                                  enumerate(SIZES)])]  # fmt: skip
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_mapped_files_are_given_back(path: Path, whole: bool) -> None:
-    """Also where their reader is still held, as a job holds it until its pictures are made."""
-    wanted, maps = digests(path), Path("/proc/self/maps")
-    read(path, wanted)
-    found = opened(path, wanted, "cuda")
-    assert str(path) in maps.read_text("utf-8")
-    if whole:
-        assert sum(1 for _ in found.parts(path.name)) == len(SIZES)
-    else:
-        found.close()
-    assert str(path) not in maps.read_text("utf-8")
-    found.close()
+@pytest.mark.parametrize("known", [False, True])
+def test_who_gives_up_reads_no_further(path: Path, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """Nor leaves a thread, or a file that is open."""
+    monkeypatch.setattr(parameters, "beside_device", lambda: Ahead(1 << 10, 2))
+    wanted = digests(path)
+    if known:
+        read(path, wanted)
+    copies = Parameters(opened(path, wanted, "cuda"), [path.name, path.name])
+    copies.close()
+    assert not [one.name for one in threading.enumerate() if one.name.startswith("sd3par")]
+    assert str(path) not in [os.path.realpath(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")]
 
 
 def test_everything_is_compared_again_without_the_cache(path: Path, cache: Path, hashing: Hashing) -> None:
@@ -256,20 +257,23 @@ def test_what_changes_while_it_is_read_unhashed(path: Path, monkeypatch: pytest.
 def test_what_changes_while_it_is_copied_to_a_gpu(path: Path) -> None:
     wanted = digests(path)
     read(path, wanted)
-    with closing(opened(path, wanted, "cuda")) as found, pytest.raises(CheckpointError, match=REFUSED):
-        for _ in tensors(found, path.name):
+    with (
+        closing(opened(path, wanted, "cuda")) as found,
+        Ahead(1 << 10, 2) as ahead,
+        pytest.raises(CheckpointError, match=REFUSED),
+    ):
+        for _ in tensors(found, path.name, ahead):
             in_place(path)
 
 
-def test_a_mapped_file_that_is_cut(path: Path) -> None:
-    """Before its pages are there: an error, not a signal."""
+def test_a_file_that_is_cut_before_it_is_copied_to_a_gpu(path: Path) -> None:
+    """An error, not a signal."""
     wanted = digests(path)
     read(path, wanted)
-    with path.open("rb") as file:
-        cut: Any = SimpleNamespace(path=path, mapped=reader._map(file))
-        os.truncate(path, 0)
-        with pytest.raises(CheckpointError, match="cannot be read"):
-            reader._populate(cut, 0)
+    with closing(opened(path, wanted, "cuda")) as found, Ahead(1 << 10, 2) as ahead:
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(CheckpointError, match=REFUSED):
+            list(tensors(found, path.name, ahead))
 
 
 def test_what_is_read_for_a_cpu_stays_when_the_file_changes(path: Path) -> None:
