@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sd3par import cuda_driver
 from sd3par.config import require
 from sd3par.errors import Sd3parError
 from sd3par.launch import endings, record
@@ -145,6 +146,7 @@ def startup(argv: Sequence[str]) -> int:
             "nothing beside --model")  # fmt: skip
     model = ["--model", options.model] if named else ["--random_weights", options.random_weights or "tiny"]
     shared = record.surroundings(NAME, f"sd3par bench {NAME} {shlex.join(argv)}".rstrip(), options.commit)
+    shared |= _gpu()
     files = Files([NAME], options.results, options.json)
     request = Request(options.size, options.max_sequence_length, options.num_inference_steps)
 
@@ -154,6 +156,14 @@ def startup(argv: Sequence[str]) -> int:
     rows = measure(model, request, options.repeats, add, options.quiet_s, options.no_static)
     Place().show(f"{model[1]}, {options.num_inference_steps} steps; run {shared['run_id']}\n{table(shown(rows))}")
     return endings.DONE
+
+
+def _gpu() -> Row:
+    """Returns which GPU a start takes, in the words of the other rows; nothing where there is none."""
+    try:
+        return {"gpu": f"1 x {cuda_driver.name(0)}"}
+    except (OSError, RuntimeError):  # no driver, or no GPU
+        return {}
 
 
 def measure(

@@ -56,7 +56,7 @@ def rows(mesh: str, device: str, folder: Path) -> Iterator[Row]:
     layout, out = mesh_of(name), folder / "export"
     assert isinstance(layout, ParallelConfig)
     sizes = [*mesh_flags(layout), "--device", device]
-    alike = ["--transport", transport] if transport else []
+    alike = ["--transport", transport, "--arch", "90"] if transport else []  # no other has these kernels
     yield {"from": "export", "static_s": run("-m", "sd3par", "export", *sizes, *alike, "--out", str(out), "--quiet")}
     first = ["--image", str(folder / "prompt-model.png")]
     for what, words in (("prompt", []), ("picture", first)):
