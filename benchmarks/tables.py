@@ -113,6 +113,9 @@ def page(results: Path, on_the_cpu: Path = RESULTS / "cpu") -> str:
               "STARTUP": newest_run(read([str(on_the_cpu)]), startup.NAME, "cpu", startup.shown),
               "STARTUP_GPU": newest_run(rows, startup.NAME, "gpu", startup.shown)}  # fmt: skip
     values |= {name.upper(): kind(rows, name) for name in KINDS if name != "trials"}
+    limited = [row for row in rows if "memory_gib" in row]
+    values |= {"THROUGHPUT": kind([row for row in rows if "memory_gib" not in row], "throughput"),
+               "MEMORY_ENDS": kind(limited, "throughput")}  # fmt: skip
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", value)
     return text

@@ -101,18 +101,25 @@ def embeds(pipe: Any, config: Any, what: Draw, seed: int) -> dict[str, torch.Ten
     return {name: of_all(one) for name, one in zip(names, found, strict=True)}
 
 
-def noise_of(what: Draw, seed: int) -> list[torch.Generator]:
-    """Returns what draws the noise that sd3par begins with."""
-    return [torch.Generator("cpu").manual_seed(seed + image) for image in range(what.images)]
+def noise_of(what: Draw, seed: int) -> torch.Tensor:
+    """Returns the noise [B, 16, h, w] that sd3par begins with, fp32.
+
+    diffusers would draw it in the model's dtype: in bf16 those are other numbers, of one PyTorch or processor and not of
+    another (2.11 on an Intel Xeon; 2.13 on an AMD EPYC draws fp32's, rounded).
+    """
+    shape = (1, 16, what.px // 8, what.px // 8)
+    drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + image)) for image in range(what.images)]
+    return torch.cat(drawn)
 
 
 def draw(pipe: StableDiffusion3Pipeline, what: Draw, seed: int) -> tuple[torch.Tensor, float]:
     """Returns latents [B, 16, h, w] from embeddings never seen before, and the seconds that the call took."""
     call = embeds(pipe, pipe.transformer.config, what, seed)
+    noise = noise_of(what, seed).to(pipe.device, torch.bfloat16)
     wait(pipe)
     start = time.perf_counter()
     latents = pipe(**call, height=what.px, width=what.px, num_inference_steps=what.steps, guidance_scale=what.guidance,
-                   output_type="latent", generator=noise_of(what, seed)).images  # fmt: skip
+                   output_type="latent", latents=noise).images  # fmt: skip
     wait(pipe)
     return latents, time.perf_counter() - start
 

@@ -43,11 +43,12 @@ def parallel(model: str, folder: Path, px: int, options: argparse.Namespace) -> 
 def timed(pipe: Any, config: Any, what: Draw, seed: int, output_type: str) -> tuple[Any, float]:
     """Returns what a call gives on this rank, and its seconds, the slowest rank's."""
     given = embeds("cuda", config, what, seed)
+    noise = noise_of(what, seed).to("cuda", torch.bfloat16)
     dist.barrier()
     torch.cuda.synchronize()
     start = time.perf_counter()
     result = pipe(**given, height=what.px, width=what.px, num_inference_steps=what.steps, output_type=output_type,
-                  guidance_scale=what.guidance, generator=noise_of(what, seed))  # fmt: skip
+                  guidance_scale=what.guidance, latents=noise)  # fmt: skip
     torch.cuda.synchronize()
     took = torch.tensor(time.perf_counter() - start, device="cuda")
     dist.all_reduce(took, op=dist.ReduceOp.MAX)

@@ -145,8 +145,7 @@ def startup(argv: Sequence[str]) -> int:
     require(not named or options.random_weights is None, "random_weights", options.random_weights,
             "nothing beside --model")  # fmt: skip
     model = ["--model", options.model] if named else ["--random_weights", options.random_weights or "tiny"]
-    shared = record.surroundings(NAME, f"sd3par bench {NAME} {shlex.join(argv)}".rstrip(), options.commit)
-    shared |= _gpu()
+    shared = record.surroundings(NAME, f"sd3par bench {NAME} {shlex.join(argv)}".rstrip(), options.commit, _gpu())
     files = Files([NAME], options.results, options.json)
     request = Request(options.size, options.max_sequence_length, options.num_inference_steps)
 
@@ -158,12 +157,12 @@ def startup(argv: Sequence[str]) -> int:
     return endings.DONE
 
 
-def _gpu() -> Row:
-    """Returns which GPU a start takes, in the words of the other rows; nothing where there is none."""
+def _gpu() -> str | None:
+    """Returns which GPU a start takes, None where there is none."""
     try:
-        return {"gpu": f"1 x {cuda_driver.name(0)}"}
+        return f"1 x {cuda_driver.name(0)}"
     except (OSError, RuntimeError):  # no driver, or no GPU
-        return {}
+        return None
 
 
 def measure(
