@@ -104,6 +104,19 @@ def test_collectives_of_programs_run_and_are_recorded(dry_plugin: Path, driver: 
 
 
 @slow
+def test_an_export_comes_to_a_gpu(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
+    """Bit by bit, whether its files are compared or, the second time, read ahead; all that a picture needs is ready."""
+    cache = str(tmp_path / "cache")
+    made = run("ready", dry_plugin, driver, tmp_path, XDG_CACHE_HOME=cache)
+    ready = ["prepare-0", "step-0", "text_encoder", "text_encoder_2", "text_encoder_3-0", "decode"]
+    first, second = made["found"]
+    count = first["parameters"]
+    assert first == {"ready": ready, "parameters": count, "wrong": 0, "ahead": 0, "pinned": 0, "unpinned": 0}
+    assert second == {"ready": ready, "parameters": count, "wrong": 0, "ahead": count, "pinned": 1, "unpinned": 1}
+    assert count > 300 and made["latents"] == [1, 16, 8, 8]
+
+
+@slow
 def test_a_gpu_without_kernels_is_refused(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
     static.write_operators(tmp_path, "bfloat16", [90], MODEL, maps=MAPS)
     code = f"""
