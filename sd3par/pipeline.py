@@ -160,8 +160,7 @@ class SD3Pipeline:
 
         Args:
             prompt: a text or a list; prompt_2 and prompt_3 go to CLIP-G and T5, default: prompt.
-            seed: image i of the call equals what diffusers draws with `torch.Generator("cpu").manual_seed(seed + i)` in
-                fp32. In half precision diffusers' noise is of that dtype, and other numbers on some processors.
+            seed: image i equals what diffusers draws in fp32 with `torch.Generator("cpu").manual_seed(seed + i)`.
             image: path, PIL image or [H, W, 3] array to begin with (image-to-image); strength: how much to replace.
             latents: [B, C, h, w], in place of noise. prompt_embeds: [n, Tc, J] and pooled_prompt_embeds: [n, P], in
                 place of prompts.

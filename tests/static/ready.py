@@ -67,8 +67,9 @@ def noted(owner: Any, name: str, note: Callable[..., None]) -> None:
 def main(folder: Path) -> None:
     """Loads and counts."""
     manifest = written(folder)
-    parameters = wanted(folder, manifest)  # files so young are not remembered
-    checked.SETTLED_NS, ahead._PINS = 0, 0
+    checked.SETTLED_NS, ahead._PINS = 1 << 60, 0  # nothing is old enough to be remembered
+    parameters = wanted(folder, manifest)
+    checked.SETTLED_NS = 0
     found: list[dict[str, Any]] = []
 
     def count(what: str, more: int = 1) -> None:
