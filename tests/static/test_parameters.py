@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
+import os
 import subprocess
 import sys
 from contextlib import closing
@@ -21,7 +24,7 @@ from sd3par.device import choose
 from sd3par.errors import CheckpointError
 from sd3par.mesh import Mesh
 from sd3par.pipeline import SD3Pipeline
-from sd3par.static import reader
+from sd3par.static import checked, reader
 from sd3par.static.parameters import tensors
 from sd3par.static.reader import Reader
 from sd3par.weights import open_model
@@ -130,6 +133,41 @@ def test_no_more_is_read_ahead_than_asked_for(
     entry, _ = next(found.parts(path.name))
     found.close()
     assert max(begun) < -(-entry.stop // 16) + 2 < len(digests(path)) / 2
+
+
+def resident(path: Path) -> int:
+    """Returns how many pages of a file are in the system's memory."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as all_,
+    ):
+        found, first = (ctypes.c_ubyte * -(-len(all_) // mmap.PAGESIZE))(), ctypes.c_char.from_buffer(all_)
+        failed = ctypes.CDLL(None).mincore(ctypes.byref(first), ctypes.c_size_t(len(all_)), found)
+        del first
+    assert not failed
+    return sum(one & 1 for one in found)
+
+
+def test_a_file_that_was_compared_is_fetched_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, from a disk that reads ahead no more than some MiB, before anybody asks for a tensor."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(checked, "SETTLED_NS", 0)
+    path, count = tmp_path / "large.pdiparams", 24 << 18
+    described = bytes([8, 5, 16, 0x80 | count & 127, 0x80 | count >> 7 & 127, 0x80 | count >> 14 & 127, count >> 21])
+    head = bytes(16) + len(described).to_bytes(4, "little") + described
+    path.write_bytes(head + np.arange(count, dtype=np.float32).tobytes())
+    wanted = digests(path)
+    read(path, wanted)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(path):
+        pytest.skip("this file system keeps files in memory")
+    manifest: Any = SimpleNamespace(files={path.name: {"sha256": wanted}}, target="cuda")
+    found = Reader(tmp_path, manifest, [path.name])
+    found._pool.shutdown()
+    found.close()
+    assert resident(path) == -(-path.stat().st_size // mmap.PAGESIZE)
 
 
 def test_begun_where_there_is_an_export(tmp_path: Path) -> None:
