@@ -28,10 +28,13 @@ class Parameters:
     """
 
     def __init__(self, reader: Reader, names: Sequence[str]) -> None:
-        self._reader, self._ends = reader, ExitStack()
-        ahead = self._ends.enter_context(beside_device())
-        self._pool = self._ends.enter_context(ThreadPoolExecutor(1, "sd3par-copy"))
-        self._copies = {name: self._pool.submit(_all, reader, name, ahead) for name in names}
+        pool = ThreadPoolExecutor(1, "sd3par-copy")
+        with ExitStack() as ends:  # from its last line up, and each whatever becomes of those below
+            ahead = ends.enter_context(beside_device())
+            ends.callback(pool.shutdown, cancel_futures=True)
+            ends.callback(reader.close)
+            self._copies = {name: pool.submit(_all, reader, name, ahead) for name in names}
+            self._ends = ends.pop_all()
 
     def take(self, name: str) -> list[Tensor]:
         """Waits for the tensors of a file, and returns them; once.
@@ -43,8 +46,6 @@ class Parameters:
 
     def close(self) -> None:
         """Ends what still reads and copies."""
-        self._reader.close()
-        self._pool.shutdown(cancel_futures=True)
         self._ends.close()
 
 

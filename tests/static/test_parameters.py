@@ -8,7 +8,9 @@ import mmap
 import os
 import subprocess
 import sys
-from contextlib import closing
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +26,11 @@ from sd3par.device import choose
 from sd3par.errors import CheckpointError
 from sd3par.mesh import Mesh
 from sd3par.pipeline import SD3Pipeline
-from sd3par.static import checked, reader
-from sd3par.static.parameters import tensors
+from sd3par.static import checked, parameters, reader
+from sd3par.static.parameters import Parameters, tensors
 from sd3par.static.reader import Reader
 from sd3par.weights import open_model
+from sd3par.weights.ahead import Ahead
 from sd3par.weights.export_files import Export
 from tests.ranks import ROOT
 from tests.static import exports
@@ -133,6 +136,54 @@ def test_no_more_is_read_ahead_than_asked_for(
     entry, _ = next(found.parts(path.name))
     found.close()
     assert max(begun) < -(-entry.stop // 16) + 2 < len(digests(path)) / 2
+
+
+def test_a_second_interrupt_leaves_nothing_pinned(
+    written: tuple[Path, list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends the wait for those who read, what they read into is given back behind it."""
+    ends: list[str] = []
+
+    @contextmanager
+    def beside() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            ends.append("ahead")
+
+    def interrupted(found: Reader) -> None:
+        close(found)
+        ends.append("reader")
+        raise KeyboardInterrupt
+
+    close = Reader.close
+    monkeypatch.setattr(parameters, "beside_device", beside)
+    monkeypatch.setattr(Reader, "close", interrupted)
+    path, _ = written
+    manifest: Any = SimpleNamespace(files={path.name: {"sha256": digests(path)}}, target="cpu")
+    copies = Parameters(Reader(path.parent, manifest, [path.name]), [path.name])
+    with pytest.raises(KeyboardInterrupt):
+        copies.close()
+    assert ends == ["reader", "ahead"]
+    assert not [one for one in threading.enumerate() if one.name.startswith("sd3par-copy")]
+
+
+@pytest.mark.parametrize("room", [0, 256, 1 << 20])
+def test_read_ahead_as_written(
+    written: tuple[Path, list[Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """All dtypes, a file that was compared before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(checked, "SETTLED_NS", 0)
+    path, wanted = written
+    read(path, digests(path))
+    manifest: Any = SimpleNamespace(files={path.name: {"sha256": digests(path)}}, target="cuda")
+    with closing(Reader(path.parent, manifest, [path.name])) as found, Ahead(room, 2) as ahead:
+        assert found.files[path.name].direct
+        got = list(tensors(found, path.name, ahead))
+    for one, other in zip(got, wanted, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert bool((one.astype("float32") == other.astype("float32")).all())
 
 
 def resident(path: Path) -> int:
