@@ -145,11 +145,12 @@ def test_a_second_interrupt_leaves_nothing_pinned(
     ends: list[str] = []
 
     @contextmanager
-    def beside() -> Iterator[None]:
-        try:
-            yield
-        finally:
-            ends.append("ahead")
+    def beside() -> Iterator[Ahead]:
+        with Ahead(0, 1) as ahead:
+            try:
+                yield ahead
+            finally:
+                ends.append("ahead")
 
     def interrupted(found: Reader) -> None:
         close(found)
@@ -166,6 +167,25 @@ def test_a_second_interrupt_leaves_nothing_pinned(
         copies.close()
     assert ends == ["reader", "ahead"]
     assert not [one for one in threading.enumerate() if one.name.startswith("sd3par-copy")]
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_who_makes_tensors(written: tuple[Path, list[Tensor]], monkeypatch: pytest.MonkeyPatch, device: bool) -> None:
+    """On the CPU no thread does beside the one that makes programs ready, which would wait for it."""
+    makers, make = set(), parameters._tensor
+
+    def noted(*given: Any) -> Tensor:
+        makers.add(threading.current_thread() is threading.main_thread())
+        return make(*given)
+
+    monkeypatch.setattr(parameters, "_tensor", noted)
+    if device:
+        monkeypatch.setattr(parameters, "beside_device", lambda: Ahead(0, 1))
+    path, wanted = written
+    manifest: Any = SimpleNamespace(files={path.name: {"sha256": digests(path)}}, target="cpu")
+    with closing(Parameters(Reader(path.parent, manifest, [path.name]), [path.name])) as copies:
+        got = copies.take(path.name)
+    assert makers == {not device} and [one.shape for one in got] == [one.shape for one in wanted]
 
 
 @pytest.mark.parametrize("room", [0, 256, 1 << 20])
