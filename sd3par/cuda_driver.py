@@ -94,17 +94,22 @@ def pin(index: int, address: int, count: int) -> bool:
 
     It costs what a copy of as many bytes does; `unpin` ends it.
     """
+    return _tried(index, "cuMemHostRegister_v2", c_void_p(address), c_size_t(count), ctypes.c_uint(0))
+
+
+def unpin(index: int, address: int) -> bool:
+    """Ends what `pin` began, before that memory is given back; returns whether that went, by any thread."""
+    return _tried(index, "cuMemHostUnregister", c_void_p(address))
+
+
+def _tried(index: int, function: str, *arguments: object) -> bool:
+    """Calls a function, the thread's context being that of device `index`; returns whether that went."""
     try:
         _call("cuCtxSetCurrent", _context(index))
-        _call("cuMemHostRegister_v2", c_void_p(address), c_size_t(count), ctypes.c_uint(0))
+        _call(function, *arguments)
     except (OSError, RuntimeError):
         return False
     return True
-
-
-def unpin(address: int) -> None:
-    """Ends what `pin` began, before that memory is given back."""
-    _call("cuMemHostUnregister", c_void_p(address))
 
 
 class _Handle(ctypes.Structure):

@@ -104,8 +104,8 @@ def embeds(pipe: Any, config: Any, what: Draw, seed: int) -> dict[str, torch.Ten
 def noise_of(what: Draw, seed: int) -> torch.Tensor:
     """Returns the noise [B, 16, h, w] that sd3par begins with, fp32.
 
-    diffusers would draw it in the model's dtype: in bf16 those are other numbers, of one PyTorch or processor and not of
-    another (2.11 on an Intel Xeon; 2.13 on an AMD EPYC draws fp32's, rounded).
+    diffusers would draw it in the model's dtype: in bf16 those are other numbers, of one PyTorch or processor and not
+    of another (2.11 on an Intel Xeon; 2.13 on an AMD EPYC draws fp32's, rounded).
     """
     shape = (1, 16, what.px // 8, what.px // 8)
     drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + image)) for image in range(what.images)]

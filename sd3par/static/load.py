@@ -89,7 +89,7 @@ class Programs:
         return found
 
     def fill(self) -> None:
-        """Gives all loaded programs their parameters, and makes them ready to run while those are copied.
+        """Gives all loaded programs their parameters, and makes them ready to run while those are read and copied.
 
         Not sooner: while Paddle reads a program, all threads make values of programs, and no tensors.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -22,29 +22,36 @@ from sd3par.weights.manifest import changed, unreadable
 class Parameters:
     """Parameters that a thread reads and copies to the current device, file by file.
 
+    On the CPU there is nothing to copy: `take` makes tensors of what was read, without that thread, which would ask for
+    Python's lock while programs get ready.
+
     Args:
         reader: of the files; `close` ends it, too.
         names: of files, in the order in which they are read.
     """
 
     def __init__(self, reader: Reader, names: Sequence[str]) -> None:
-        self._reader, self._ends = reader, ExitStack()
-        ahead = self._ends.enter_context(beside_device())
-        self._pool = self._ends.enter_context(ThreadPoolExecutor(1, "sd3par-copy"))
-        self._copies = {name: self._pool.submit(_all, reader, name, ahead) for name in names}
+        pool = ThreadPoolExecutor(1, "sd3par-copy")
+        with ExitStack() as ends:  # from its last line up, and each whatever becomes of those below
+            ahead = ends.enter_context(beside_device())
+            ends.callback(pool.shutdown, cancel_futures=True)
+            ends.callback(reader.close)
+            self._copies: dict[str, Callable[[], list[Tensor]]] = {}
+            for name in names:
+                copy = partial(_all, reader, name, ahead)
+                self._copies[name] = copy if ahead is None else pool.submit(copy).result
+            self._ends = ends.pop_all()
 
     def take(self, name: str) -> list[Tensor]:
-        """Waits for the tensors of a file, and returns them; once.
+        """Returns the tensors of a file when they are there; once.
 
         Raises:
             CheckpointError: the file is not what was exported.
         """
-        return self._copies.pop(name).result()
+        return self._copies.pop(name)()
 
     def close(self) -> None:
         """Ends what still reads and copies."""
-        self._reader.close()
-        self._pool.shutdown(cancel_futures=True)
         self._ends.close()
 
 

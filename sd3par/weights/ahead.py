@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 from paddle import Tensor
@@ -41,7 +42,8 @@ class Ahead:
 
     def __init__(self, size: int, threads: int) -> None:
         self._ring, self._size = Ring(size), size
-        self._begun, self._pinned = 0, False
+        self._begun = 0
+        self._unpin: Callable[[], object] | None = None
         self._pool = ThreadPoolExecutor(threads, "sd3par-weights")
         self._waiting: deque[_Request] = deque()
 
@@ -51,9 +53,11 @@ class Ahead:
     def __exit__(self, *_: object) -> None:
         """Ends the threads; what is not being read is not read any more."""
         self._waiting.clear()
-        self._pool.shutdown(cancel_futures=True)
-        if self._pinned:
-            cuda_driver.unpin(self._ring.address)
+        try:
+            self._pool.shutdown(cancel_futures=True)
+        finally:  # whatever comes next to lie where the memory was would be copied from the old pages
+            if self._unpin is not None:
+                self._unpin()
 
     def begin(self, part: Part, read: Read) -> Callable[[], Tensor]:
         """Begins to read a part when memory is free.
@@ -73,7 +77,9 @@ class Ahead:
         """Locks the memory in place for the device, once it pays: pageable memory is copied by the driver first."""
         before, self._begun = self._begun, self._begun + size
         if before <= _PINS * self._size < self._begun and current() != "cpu":
-            self._pinned = cuda_driver.pin(current_index(), self._ring.address, self._size)
+            index, address = current_index(), self._ring.address
+            if cuda_driver.pin(index, address, self._size):
+                self._unpin = partial(cuda_driver.unpin, index, address)
 
     def _start(self) -> None:
         """Lets read what there is memory for."""

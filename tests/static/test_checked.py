@@ -150,7 +150,7 @@ def test_who_gives_up_reads_no_further(path: Path, monkeypatch: pytest.MonkeyPat
     wanted = digests(path)
     if known:
         read(path, wanted)
-    copies = Parameters(opened(path, wanted, "cuda"), [path.name, path.name])
+    copies = Parameters(opened(path, wanted, "cuda"), [path.name])
     copies.close()
     assert not [one.name for one in threading.enumerate() if one.name.startswith("sd3par")]
     assert str(path) not in [os.path.realpath(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")]

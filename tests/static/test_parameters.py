@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
+import os
 import subprocess
 import sys
-from contextlib import closing
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +26,11 @@ from sd3par.device import choose
 from sd3par.errors import CheckpointError
 from sd3par.mesh import Mesh
 from sd3par.pipeline import SD3Pipeline
-from sd3par.static import reader
-from sd3par.static.parameters import tensors
+from sd3par.static import checked, parameters, reader
+from sd3par.static.parameters import Parameters, tensors
 from sd3par.static.reader import Reader
 from sd3par.weights import open_model
+from sd3par.weights.ahead import Ahead
 from sd3par.weights.export_files import Export
 from tests.ranks import ROOT
 from tests.static import exports
@@ -130,6 +136,109 @@ def test_no_more_is_read_ahead_than_asked_for(
     entry, _ = next(found.parts(path.name))
     found.close()
     assert max(begun) < -(-entry.stop // 16) + 2 < len(digests(path)) / 2
+
+
+def test_a_second_interrupt_leaves_nothing_pinned(
+    written: tuple[Path, list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends the wait for those who read, what they read into is given back behind it."""
+    ends: list[str] = []
+
+    @contextmanager
+    def beside() -> Iterator[Ahead]:
+        with Ahead(0, 1) as ahead:
+            try:
+                yield ahead
+            finally:
+                ends.append("ahead")
+
+    def interrupted(found: Reader) -> None:
+        close(found)
+        ends.append("reader")
+        raise KeyboardInterrupt
+
+    close = Reader.close
+    monkeypatch.setattr(parameters, "beside_device", beside)
+    monkeypatch.setattr(Reader, "close", interrupted)
+    path, _ = written
+    manifest: Any = SimpleNamespace(files={path.name: {"sha256": digests(path)}}, target="cpu")
+    copies = Parameters(Reader(path.parent, manifest, [path.name]), [path.name])
+    with pytest.raises(KeyboardInterrupt):
+        copies.close()
+    assert ends == ["reader", "ahead"]
+    assert not [one for one in threading.enumerate() if one.name.startswith("sd3par-copy")]
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_who_makes_tensors(written: tuple[Path, list[Tensor]], monkeypatch: pytest.MonkeyPatch, device: bool) -> None:
+    """On the CPU no thread does beside the one that makes programs ready, which would wait for it."""
+    makers, make = set(), parameters._tensor
+
+    def noted(*given: Any) -> Tensor:
+        makers.add(threading.current_thread() is threading.main_thread())
+        return make(*given)
+
+    monkeypatch.setattr(parameters, "_tensor", noted)
+    if device:
+        monkeypatch.setattr(parameters, "beside_device", lambda: Ahead(0, 1))
+    path, wanted = written
+    manifest: Any = SimpleNamespace(files={path.name: {"sha256": digests(path)}}, target="cpu")
+    with closing(Parameters(Reader(path.parent, manifest, [path.name]), [path.name])) as copies:
+        got = copies.take(path.name)
+    assert makers == {not device} and [one.shape for one in got] == [one.shape for one in wanted]
+
+
+@pytest.mark.parametrize("room", [0, 256, 1 << 20])
+def test_read_ahead_as_written(
+    written: tuple[Path, list[Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """All dtypes, a file that was compared before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(checked, "SETTLED_NS", 0)
+    path, wanted = written
+    read(path, digests(path))
+    manifest: Any = SimpleNamespace(files={path.name: {"sha256": digests(path)}}, target="cuda")
+    with closing(Reader(path.parent, manifest, [path.name])) as found, Ahead(room, 2) as ahead:
+        assert found.files[path.name].direct
+        got = list(tensors(found, path.name, ahead))
+    for one, other in zip(got, wanted, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert bool((one.astype("float32") == other.astype("float32")).all())
+
+
+def resident(path: Path) -> int:
+    """Returns how many pages of a file are in the system's memory."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as all_,
+    ):
+        found, first = (ctypes.c_ubyte * -(-len(all_) // mmap.PAGESIZE))(), ctypes.c_char.from_buffer(all_)
+        failed = ctypes.CDLL(None).mincore(ctypes.byref(first), ctypes.c_size_t(len(all_)), found)
+        del first
+    assert not failed
+    return sum(one & 1 for one in found)
+
+
+def test_a_file_that_was_compared_is_fetched_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, from a disk that reads ahead no more than some MiB, before anybody asks for a tensor."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(checked, "SETTLED_NS", 0)
+    path, count = tmp_path / "large.pdiparams", 24 << 18
+    described = bytes([8, 5, 16, 0x80 | count & 127, 0x80 | count >> 7 & 127, 0x80 | count >> 14 & 127, count >> 21])
+    head = bytes(16) + len(described).to_bytes(4, "little") + described
+    path.write_bytes(head + np.arange(count, dtype=np.float32).tobytes())
+    wanted = digests(path)
+    read(path, wanted)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(path):
+        pytest.skip("this file system keeps files in memory")
+    manifest: Any = SimpleNamespace(files={path.name: {"sha256": wanted}}, target="cuda")
+    found = Reader(tmp_path, manifest, [path.name])
+    found._pool.shutdown()
+    found.close()
+    assert resident(path) == -(-path.stat().st_size // mmap.PAGESIZE)
 
 
 def test_begun_where_there_is_an_export(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 from safetensors.paddle import save_file as save_tensors
 
+from sd3par import cuda_driver
 from sd3par.errors import CheckpointError
 from sd3par.weights import ahead as reading
 from sd3par.weights import fill as filling
@@ -108,6 +109,77 @@ def test_what_is_interrupted_ends_the_reading() -> None:
         raise KeyboardInterrupt
     assert max(file.read) < 4
     assert threads() == []
+
+
+class FakeDriver:
+    """Notes what is pinned and unpinned."""
+
+    def __init__(self, goes: bool = True) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self._goes = goes
+
+    def pin(self, index: int, address: int, count: int) -> bool:
+        self.calls.append(("pin", index, address, count))
+        return self._goes
+
+    def unpin(self, index: int, address: int) -> bool:
+        self.calls.append(("unpin", index, address))
+        return True
+
+
+def pinned(monkeypatch: pytest.MonkeyPatch, goes: bool = True) -> FakeDriver:
+    """Returns the driver of a device, to which copies go as to the CPU."""
+    driver = FakeDriver(goes)
+    monkeypatch.setattr(reading, "cuda_driver", driver)
+    monkeypatch.setattr(reading, "current", lambda: "gpu:3")
+    monkeypatch.setattr(reading, "current_index", lambda: 3)
+    return driver
+
+
+@pytest.mark.parametrize("count, goes, pins, unpins", [(8, True, 0, 0), (30, True, 1, 1), (30, False, 1, 0)])
+def test_memory_that_is_used_often_is_pinned(
+    monkeypatch: pytest.MonkeyPatch, count: int, goes: bool, pins: int, unpins: int
+) -> None:
+    """Once; until all is copied, and no longer."""
+    driver, file = pinned(monkeypatch, goes), FakeFile()
+    with Ahead(4 * 1024, 2) as ahead:
+        address = ahead._ring.address
+        for number, tensor in enumerate([file.begin(ahead, number) for number in range(count)]):
+            assert tensor().tolist() == [number] * SIZE
+        assert driver.calls == pins * [("pin", 3, address, 4 * 1024)]
+    assert driver.calls[pins:] == unpins * [("unpin", 3, address)]
+
+
+def test_nothing_is_pinned_after_a_second_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy out of what comes to lie there would read the pages that were there before."""
+    driver, file = pinned(monkeypatch), FakeFile()
+    ahead = Ahead(4 * 1024, 1)
+    shutdown = ahead._pool.shutdown
+
+    def interrupted(**options: bool) -> None:
+        shutdown(**options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ahead._pool, "shutdown", interrupted)
+    with pytest.raises(KeyboardInterrupt), ahead:
+        for number in range(100):
+            file.begin(ahead, number)
+    assert [one[0] for one in driver.calls] == ["pin", "unpin"]
+
+
+def test_any_thread_may_unpin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that called nothing of CUDA's has no context; and what broke the device before is the news, not this."""
+    calls: list[str] = []
+    monkeypatch.setattr(cuda_driver, "_context", lambda index: index)
+    monkeypatch.setattr(cuda_driver, "_call", lambda function, *_: calls.append(function))
+    assert cuda_driver.pin(3, 4096, 4096) and cuda_driver.unpin(3, 4096)
+    assert calls == ["cuCtxSetCurrent", "cuMemHostRegister_v2", "cuCtxSetCurrent", "cuMemHostUnregister"]
+
+    def broken(function: str, *_: object) -> None:
+        raise RuntimeError(f"{function} failed with 700: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cuda_driver, "_call", broken)
+    assert not cuda_driver.unpin(3, 4096) and not cuda_driver.pin(3, 4096, 4096)
 
 
 def test_a_ring_gives_no_byte_twice() -> None:
