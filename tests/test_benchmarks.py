@@ -155,11 +155,15 @@ def test_attention_row() -> None:
     assert row["tflops"] == pytest.approx(row["flops"] / row["us"] / 1e6)
 
 
-def test_startup_reads_what_the_command_prints() -> None:
+def test_startup_reads_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup.cuda_driver, "name", lambda index: f"GPU {index}")
     run = report.Run(28, {"encode": 0.25, "denoise": 1.5, "decode": 0.125})
     request = GenerationRequest(("a",), height=1024, width=1024)
     text = report.rendered([Path("a.png")], request, 3.0, [run], "one process", "cpu")
     assert startup.seconds_of(text) == {"load": 3.0, "encode": 0.25, "denoise": 1.5, "decode": 0.125}
+    assert startup.gpu_of(text) == {}
+    text = report.rendered([Path("a.png")], request, 3.0, [run], "one process", "nvgpu:1 bfloat16")
+    assert startup.gpu_of(text) == {"gpu": "1 x GPU 1"}
     with pytest.raises(ValueError, match="no decode in the report"):
         startup.seconds_of(text.replace("decode", "other"))
 

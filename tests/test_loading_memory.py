@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(folder: Path, mp: int) -> tuple[int, ...]:
     """Returns the bytes that a load takes afterwards, at most, and for parameters.
 
-    Of several starts the least counts: on a busy machine some leave memory that is not given back yet, 12 MB in 1 of 60.
+    Of several starts the least counts: on a busy machine 1 in 60 leaves 12 MB that are not given back yet.
     """
     command = [sys.executable, "-W", "ignore", "-c", LOAD, str(folder), str(mp)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)

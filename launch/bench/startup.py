@@ -67,9 +67,15 @@ def seconds_of(report: str) -> dict[str, float]:
     return {name: float(match[1]) for name, match in found.items() if match}
 
 
+def gpu_of(report: str) -> Row:
+    """Returns the GPU that such a report names, as rows have it; nothing where it names none."""
+    device = re.search(r"^where +\w+:(\d+) ", report, re.MULTILINE)
+    return {"gpu": f"1 x {cuda_driver.name(int(device[1]))}"} if device else {}
+
+
 def run(flags: Sequence[str], folder: Path, cache: Path) -> Row:
-    """Starts `sd3par generate` with flags; returns the engine that it chose, and `SECONDS`: from the start of the
-    process to the file, to its end, of each part, and of the cores."""
+    """Starts `sd3par generate` with flags; returns the engine that it chose, its GPU, and `SECONDS`: from the process's
+    start to the file, to its end, of each part, and of the cores."""
     from sd3par.images import read_metadata
 
     output, before = folder / f"{time.time_ns()}.png", children_s()
@@ -79,7 +85,7 @@ def run(flags: Sequence[str], folder: Path, cache: Path) -> Row:
     file_s, parts = output.stat().st_mtime - begin, seconds_of(report)
     row = {"file_s": file_s, "process_s": end - begin, "cpu_s": children_s() - before}
     row |= {"imports_s": file_s - sum(parts.values())} | {f"{name}_s": seconds for name, seconds in parts.items()}
-    return {"engine": read_metadata(output)["engine"], **row}
+    return {"engine": read_metadata(output)["engine"], **gpu_of(report), **row}
 
 
 def starts(
@@ -110,7 +116,8 @@ def median(rows: Sequence[Row]) -> Row:
     row: Row = {f"{name}_s": statistics.median(row[f"{name}_s"] for row in rows) for name in SECONDS}
     spread = max(row["file_s"] for row in rows) / row["file_s"] - 1
     others = max(row["others"] for row in rows)
-    return {"engine": rows[0]["engine"], **row, "repeats": len(rows), "spread": spread, "others": others}
+    which = {name: rows[0][name] for name in ("engine", "gpu") if name in rows[0]}
+    return {**which, **row, "repeats": len(rows), "spread": spread, "others": others}
 
 
 def as_files(model: Sequence[str], folder: Path) -> list[str]:
@@ -145,7 +152,7 @@ def startup(argv: Sequence[str]) -> int:
     require(not named or options.random_weights is None, "random_weights", options.random_weights,
             "nothing beside --model")  # fmt: skip
     model = ["--model", options.model] if named else ["--random_weights", options.random_weights or "tiny"]
-    shared = record.surroundings(NAME, f"sd3par bench {NAME} {shlex.join(argv)}".rstrip(), options.commit, _gpu())
+    shared = record.surroundings(NAME, f"sd3par bench {NAME} {shlex.join(argv)}".rstrip(), options.commit)
     files = Files([NAME], options.results, options.json)
     request = Request(options.size, options.max_sequence_length, options.num_inference_steps)
 
@@ -155,14 +162,6 @@ def startup(argv: Sequence[str]) -> int:
     rows = measure(model, request, options.repeats, add, options.quiet_s, options.no_static)
     Place().show(f"{model[1]}, {options.num_inference_steps} steps; run {shared['run_id']}\n{table(shown(rows))}")
     return endings.DONE
-
-
-def _gpu() -> str | None:
-    """Returns which GPU a start takes, None where there is none."""
-    try:
-        return f"1 x {cuda_driver.name(0)}"
-    except (OSError, RuntimeError):  # no driver, or no GPU
-        return None
 
 
 def measure(

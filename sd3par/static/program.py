@@ -16,6 +16,8 @@ from paddle.jit.pir_translated_layer import _load_pir_program, _PirProgramHolder
 from sd3par.device import current
 from sd3par.errors import CheckpointError
 
+_REAL = (paddle.bfloat16, paddle.float16, paddle.float32, paddle.float64)
+
 
 class Program:
     """A program on the current device, run by the executor behind `paddle.jit.load`; `fill` gives it its parameters.
@@ -71,11 +73,11 @@ class Program:
 
 
 def _stand_ins(variables: Sequence[Any]) -> list[Tensor]:
-    """Returns a tensor of the shape of each, of the same memory where they have the same dtype."""
+    """Returns a tensor of the shape of each, of the same memory where they have the same dtype; whole numbers are 0."""
     most: dict[Any, int] = {}
     for one in variables:
         most[one.dtype] = max(most.get(one.dtype, 0), math.prod(one.shape))
-    rooms = {dtype: paddle.empty([count], dtype) for dtype, count in most.items()}
+    rooms = {dtype: (paddle.empty if dtype in _REAL else paddle.zeros)([count], dtype) for dtype, count in most.items()}
     return [rooms[one.dtype][: math.prod(one.shape)].view(one.shape) for one in variables]
 
 

@@ -96,6 +96,10 @@ class Manifest:
             right = _all_of(ranks, lambda pair: pair is None or self._is_pair(pair))
             require(right and len(ranks) == self.parallel.world, f"programs: {name}", ranks,
                     "of each rank a program and its parameters, which are among the files, or null")  # fmt: skip
+        for rank in range(self.parallel.world):
+            own = [ranks[rank][1] for ranks in self.programs.values() if ranks[rank] is not None]
+            right = len(own) == len({*own})
+            require(right, "programs: parameters", own, "of each rank a file of its own for each program")
         for name, config in self.configs.items():
             right = isinstance(config, dict) and (name in ("transformer", "vae") or name in self.programs)
             require(right, f"configs: {name}", config, "a JSON object, of a part that has programs")

@@ -112,7 +112,8 @@ def test_missing_or_changed_files(export: Path, name: str, break_it: Callable[[P
     assert said in found and name in found
 
 
-PROGRAMS = {name: [["decode.json", "decode.pdiparams"]] for name in ("prepare", "step", "decode", "encode")}
+NAMES = {"prepare": "prepare-0", "step": "step-0", "decode": "decode", "encode": "encode"}
+PROGRAMS = {name: [[f"{file}.json", f"{file}.pdiparams"]] for name, file in NAMES.items()}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,13 @@ PROGRAMS = {name: [["decode.json", "decode.pdiparams"]] for name in ("prepare", 
 def test_other_manifests(export: Path, values: dict[str, Any]) -> None:
     change(export, **values)
     assert MANIFEST in refusal(export)
+
+
+def test_parameters_of_two_programs(export: Path) -> None:
+    programs = json.loads((export / MANIFEST).read_text("utf-8"))["programs"]
+    change(export, programs=programs | {"encode": [["encode.json", "decode.pdiparams"]]})
+    found = refusal(export)
+    assert MANIFEST in found and "allowed: of each rank a file of its own for each program" in found
 
 
 def test_a_checkpoint_is_no_export() -> None:
