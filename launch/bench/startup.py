@@ -116,7 +116,7 @@ def median(rows: Sequence[Row]) -> Row:
     row: Row = {f"{name}_s": statistics.median(row[f"{name}_s"] for row in rows) for name in SECONDS}
     spread = max(row["file_s"] for row in rows) / row["file_s"] - 1
     others = max(row["others"] for row in rows)
-    which = {name: rows[0][name] for name in ("engine", "gpu") if name in rows[0]}
+    which: Row = {name: rows[0][name] for name in ("engine", "gpu") if name in rows[0]}
     return {**which, **row, "repeats": len(rows), "spread": spread, "others": others}
 
 
