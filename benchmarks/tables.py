@@ -37,6 +37,13 @@ def kind(rows: Sequence[Row], name: str) -> str:
     return MISSING if found is None else table.shown(found, LEAST.get(name, KINDS[name].columns), markdown=True)
 
 
+def meshes(rows: Sequence[Row]) -> str:
+    """Returns of each model, size, number of steps and text length the newest run of meshes of several cards."""
+    found = newest([row for row in rows if row["bench"] == "parallel"], "model", "height", "steps", "text_tokens")
+    several = [run for run in found.values() if any(row["world"] > 1 for row in run)]
+    return "\n\n".join(table.shown(run, KINDS["parallel"].columns, markdown=True) for run in several) or MISSING
+
+
 def beside(rows: Sequence[Row], size: int, steps: int, columns: Sequence[tuple[str, float | None, str, str]]) -> str:
     """Returns the columns of another project's table as lines, ours beside them; text of 154 tokens."""
     wanted, names = (size, size, steps, 154), ("height", "width", "steps", "text_tokens")
@@ -110,6 +117,7 @@ def page(results: Path, on_the_cpu: Path = RESULTS / "cpu") -> str:
     text = (HERE / "tables_text.md").read_text(encoding="utf-8")
     values = {"A100": beside(rows, 512, 50, A100), "A800": beside(rows, 1024, 20, A800), "TRIALS": trials(rows),
               "QUALITY": newest_run(rows, quality.NAME, "gpu", quality.cells), "AGREEMENT": agreement(rows),
+              "MESHES": meshes(rows),
               "STARTUP": newest_run(read([str(on_the_cpu)]), startup.NAME, "cpu", startup.shown),
               "STARTUP_GPU": newest_run(rows, startup.NAME, "gpu", startup.shown)}  # fmt: skip
     values |= {name.upper(): kind(rows, name) for name in KINDS if name != "trials"}
