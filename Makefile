@@ -56,6 +56,7 @@ WORKERS = -n 2 --dist loadgroup
 
 # Where there is CUDA's compiler, the tests of kernels/nvgpu build it, with the headers in NVIDIA's wheels.
 test: $(VENV)/.test $(if $(shell command -v nvcc),$(VENV)/.nvgpu) ## all tests
+	@$(BIN)/python -m compileall -q sd3par kernels launch tests  # they start hundreds of processes
 	@$(BIN)/python -m pytest -q $(WORKERS)
 
 check: lint types $(VENV)/.test ## what a change must pass, in 2 minutes: format, linter, types, fast tests
