@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 from sd3par.launch import endings
 from sd3par.launch.endings import Place
@@ -16,7 +16,6 @@ from sd3par.launch.flags import DEFAULT_PROMPT, render_parser
 from sd3par.launch.job import Job
 from sd3par.plan import check_world
 from sd3par.static.reader import begin
-from sd3par.weights.fetch import fetched, weights_of
 
 PROG = "text_to_image.py"
 DESCRIPTION = """\
@@ -73,15 +72,13 @@ def _work(job: Job, place: Place) -> int:
 
 @contextmanager
 def _reading(job: Job, place: Place) -> Iterator[Job]:
-    """Yields a job whose model is read while Paddle is imported; of a checkpoint the system reads the files."""
-    t5 = not job.options.no_t5
-    reader = begin(job.model, place.rank, text_encoder_3=t5)
-    if reader is None:
-        with fetched(weights_of(job.model, text_encoder_3=t5), place.rank, job.parallel.world):
-            yield job
-        return
-    with closing(reader):
+    """Yields a job whose model, if it is an exported one, is read while Paddle is imported."""
+    reader = begin(job.model, place.rank, text_encoder_3=not job.options.no_t5)
+    try:
         yield dataclasses.replace(job, reader=reader)
+    finally:
+        if reader is not None:
+            reader.close()
 
 
 def _end_with_stdin() -> None:

@@ -44,7 +44,7 @@ from sd3par.launch.bench.timing import embeds, seconds  # noqa: E402
 from sd3par.scheduler import schedule  # noqa: E402
 from sd3par.static.export import Target, export  # noqa: E402
 from sd3par.static.write import PARAMETERS  # noqa: E402
-from sd3par.weights.choice import DIFFUSERS_STEM  # noqa: E402
+from sd3par.weights.folder import DIFFUSERS_STEM  # noqa: E402
 from sd3par.weights.manifest import Limits  # noqa: E402
 
 RANK = int(os.environ.get("PADDLE_TRAINER_ID", "0"))

@@ -22,8 +22,8 @@ from sd3par.device import choose
 from sd3par.errors import ConfigError
 from sd3par.launch import endings
 from sd3par.launch.endings import Place
-from sd3par.weights.choice import DIFFUSERS_STEM, TRANSFORMERS_STEM
 from sd3par.weights.fill import Component
+from sd3par.weights.folder import DIFFUSERS_STEM, TRANSFORMERS_STEM
 from sd3par.weights.random_model import BUNDLED_FOLDER, MODELS, PREFIX, random_component
 
 PARTS = {"transformer": DIFFUSERS_STEM, "vae": DIFFUSERS_STEM, "text_encoder": TRANSFORMERS_STEM,

@@ -20,7 +20,6 @@ from typing import IO, NamedTuple
 
 from sd3par.errors import CheckpointError
 from sd3par.static.checked import Record
-from sd3par.weights.fetch import fetch
 from sd3par.weights.manifest import BLOCK, THREADS, Manifest, changed, is_export, unreadable
 
 CHUNK = 16 << 20  # bytes that are hashed at a time: between two a thread waits for Python's lock, for up to 5 ms
@@ -132,7 +131,7 @@ class Reader:
         self._read_on(self._ahead)
         for file in self.files.values():
             for block in range(len(file.digests) if file.direct else 0):
-                self._pool.submit(fetch, file.file, block * BLOCK, (block + 1) * BLOCK)
+                self._pool.submit(_fetch, file, block)
 
     def parts(self, name: str) -> Iterator[tuple[Entry, mmap.mmap]]:
         """Yields the tensors of a file that is not `direct`, in its order, with their bytes, those of the export; once.
@@ -208,6 +207,17 @@ def _read(file: File, block: int, views: Sequence[memoryview], wanted: str) -> N
         found.update(view)
     if found.hexdigest() != wanted:
         raise changed(file.path, wanted)
+
+
+def _fetch(file: File, block: int) -> None:
+    """Has the system read what is not in its memory of a block, for whoever reads that next; 1 GB that is took 0.02 s.
+
+    Nothing is copied. `posix_fadvise` reads no more a call than the disk reads ahead, 128 KiB to 8 MiB.
+    """
+    at, stop = block * BLOCK, (block + 1) * BLOCK
+    with open(os.devnull, "wb", buffering=0) as nowhere:
+        while at < stop and (count := os.sendfile(nowhere.fileno(), file.file.fileno(), at, stop - at)):
+            at += count
 
 
 def _fill(view: memoryview, file: int, at: int) -> int:

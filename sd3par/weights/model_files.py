@@ -11,10 +11,9 @@ from typing import Any
 
 from sd3par.config import require
 from sd3par.errors import CheckpointError, ConfigError, shorten
-from sd3par.weights.choice import CONVERT, DIFFUSERS_STEM, PICKLES, TRANSFORMERS_STEM
 from sd3par.weights.export_files import Export
 from sd3par.weights.fill import Component
-from sd3par.weights.folder import open_component
+from sd3par.weights.folder import CONVERT, DIFFUSERS_STEM, PICKLES, TRANSFORMERS_STEM, open_component
 from sd3par.weights.json_file import read_json
 from sd3par.weights.manifest import is_export
 from sd3par.weights.random_model import BUNDLED_FOLDER, is_random, random_component

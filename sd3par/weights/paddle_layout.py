@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sd3par.errors import CheckpointError
-from sd3par.weights.choice import PADDLE_STEM
 from sd3par.weights.fill import Checkpoint
 from sd3par.weights.safetensors_file import PADDLE_FORMATS
 from sd3par.weights.views import Same, Transposed, View, ViewCheckpoint
+
+PADDLE_STEM = "diffusion_paddle_model"
 
 # 2-D tensors that are no linears: both frameworks have them as [count, dim].
 _EMBEDDING = re.compile(r".*\b(shared|embed_tokens|(token|position)_embedding|relative_attention_bias)\.weight")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from sd3par.errors import CheckpointError
+from sd3par.errors import CheckpointError, shorten
 from sd3par.weights.ahead import Ahead
-from sd3par.weights.choice import weight_map
 from sd3par.weights.file_part import Index
 from sd3par.weights.fill import Checkpoint, Pending
+from sd3par.weights.json_file import read_json
 from sd3par.weights.safetensors_file import SafetensorsFile
 
 
@@ -25,7 +25,7 @@ class ShardedCheckpoint(Checkpoint):
 
     def __init__(self, index: Path) -> None:
         self.where = str(index)
-        self._shard_of = weight_map(index)
+        self._shard_of = _weight_map(index)
         self.files = {name: SafetensorsFile(index.parent / name) for name in sorted(set(self._shard_of.values()))}
         for name, file in self.files.items():
             _check_shard(file, {key for key, shard in self._shard_of.items() if shard == name}, self.where)
@@ -44,6 +44,23 @@ class ShardedCheckpoint(Checkpoint):
         if name not in self._shard_of:
             raise CheckpointError(f"{self.where}: {name}", "missing", "a tensor of the index")
         return self.files[self._shard_of[name]].begin(name, index, ahead)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Returns tensor -> shard. No name may lead out of the folder; a file may be a link: the Hub's cache has them."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map", "missing or empty", "an object {tensor: file name}")
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or not _is_plain(name):
+            raise CheckpointError(f"{index}: {key}", f"shard {shorten(name)}", "a .safetensors file of this folder")
+    return weight_map
+
+
+def _is_plain(name: str) -> bool:
+    """Whether `name` is a file name without any path, on every system."""
+    plain = PurePosixPath(name).name == name == PureWindowsPath(name).name
+    return plain and name.endswith(".safetensors") and name.isprintable()
 
 
 def _check_shard(file: SafetensorsFile, listed: set[str], index: str) -> None:

@@ -12,8 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from sd3par.errors import CheckpointError
-from sd3par.weights.choice import DIFFUSERS_STEM, TRANSFORMERS_STEM
-from sd3par.weights.folder import open_component
+from sd3par.weights.folder import DIFFUSERS_STEM, TRANSFORMERS_STEM, open_component
 from tests.weights import malformed
 
 A, B = np.full([2], 1, np.float32), np.full([3], 2, np.float32)

@@ -21,8 +21,7 @@ from sd3par.text.clip import CLIPTextEncoder
 from sd3par.text.t5 import T5Encoder
 from sd3par.vae.autoencoder import VAE
 from sd3par.weights import Component
-from sd3par.weights.choice import DIFFUSERS_STEM, TRANSFORMERS_STEM
-from sd3par.weights.folder import open_component
+from sd3par.weights.folder import DIFFUSERS_STEM, TRANSFORMERS_STEM, open_component
 from sd3par.weights.paddle_layout import torch_config
 from tests.arrays import weight
 
