@@ -22,13 +22,13 @@ STYLE = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
     "axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": "sd3par", "svg.fonttype": "none",
 }  # fmt: skip
-MOST_SERIES, GREY = 6, "#888888"
+MOST_SERIES, GREY = 7, "#888888"
 NEAR = 0.5  # names of points this close would cover each other
 
 
 def scaling(rows: Sequence[Row]) -> Figure | None:
     """Seconds, speed-up and efficiency against cards, with the best mesh of each number of cards."""
-    series = by_cards(rows)
+    series = _largest(by_cards(rows))
     if not series:
         return None
     figure, axes = _figure(3, 5.2)
@@ -38,7 +38,7 @@ def scaling(rows: Sequence[Row]) -> Figure | None:
     axes[1].annotate("ideal", (cards[-1], cards[-1]), ha="right", va="bottom", xytext=(-12, -4),
                      textcoords="offset points", color="#666666")  # fmt: skip
     axes[2].axhline(100, ls="--", color=GREY)
-    for (name, points), colour in zip(_largest(series), COLOURS, strict=False):
+    for (name, points), colour in zip(series.items(), COLOURS, strict=False):
         worlds = sorted(points)
         ratios = [points[world][1] / points[world][0]["loop_s"] for world in worlds]
         shares = [100 * ratio / world for ratio, world in zip(ratios, worlds, strict=True)]
@@ -69,12 +69,12 @@ def batch(rows: Sequence[Row]) -> Figure | None:
 
     What was measured with fewer is computed for them, drawn hollow and told of below the figure.
     """
-    series = by_batch(rows)
+    series = _largest(by_batch(rows))
     if not series:
         return None
     figure, axes = _figure(3, 4.6)
     computed = []
-    for (name, points), colour in zip(_largest(series), COLOURS, strict=False):
+    for (name, points), colour in zip(series.items(), COLOURS, strict=False):
         counts = sorted(points)
         each = [points[count]["step_ms"] / count for count in counts]
         steps = max(row["steps"] for row in points.values())
@@ -149,9 +149,9 @@ def floor(rows: Sequence[Row]) -> Figure | None:
     return _signed(figure, used)
 
 
-def _largest(series: dict[str, Any]) -> list[tuple[str, Any]]:
+def _largest(series: dict[str, Any]) -> dict[str, Any]:
     """Returns the series with the most points."""
-    return sorted(series.items(), key=lambda pair: -len(pair[1]))[:MOST_SERIES]
+    return dict(sorted(series.items(), key=lambda pair: -len(pair[1]))[:MOST_SERIES])
 
 
 def _from_zero(axis: Axes) -> None:
@@ -186,7 +186,8 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         figure.savefig(pixels, dpi=100)
         figure.savefig(files[1], metadata={"Date": None})  # the same rows give the same file
-    few = Image.open(pixels).convert("RGB").quantize(64)  # colours: a third of the bytes
+    # A third of the bytes; by the default method lines of two oranges would be of one.
+    few = Image.open(pixels).convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE)
     few.save(files[0], optimize=True)
     return files
 
