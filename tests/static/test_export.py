@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,14 @@ def test_a_lost_collective_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(CheckpointError, match="a program with none of its collectives; allowed: 10 all_reduce"):
         exports.write(tmp_path / "lost", ParallelConfig(mp=2))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_programs_keep_no_lines_of_python(folder: Path) -> None:
+    """Which Paddle noted with each operator; tracebacks are Python's own again."""
+    for program in folder.glob("*.json"):
+        text = program.read_text("utf-8")
+        assert "callstack" not in text and str(ROOT) not in text
+    assert traceback.extract_stack()[-1].name == "test_programs_keep_no_lines_of_python"
 
 
 def test_folder_that_exists(folder: Path) -> None:
