@@ -53,7 +53,7 @@ class Target:
         if self.parallel.transport == "peer":
             hopper = self.kind == "cuda" and self.dtype != "float32" and set(self.architectures) == {90}
             fits = hopper and self.parallel.mp > 1 and self.parallel.sp == 1
-            require(fits, "transport", "peer", "collective, but for mp alone, in half precision, on sm_90")
+            require(fits, "transport", "peer", "collective; peer for mp alone, in half precision, with --arch 90 alone")
 
     def tracing(self) -> AbstractContextManager[None]:
         """Returns what to trace within."""
