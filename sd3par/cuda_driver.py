@@ -92,7 +92,7 @@ def synchronize(index: int) -> bool:
 def pin(index: int, address: int, count: int) -> bool:
     """Locks memory of this process in place, which device `index` then copies at once; returns whether that went.
 
-    It costs what a copy of as many bytes does; `unpin` ends it.
+    It is slow, 0.16 s for 256 MiB that nobody wrote to yet; `unpin` ends it.
     """
     return _tried(index, "cuMemHostRegister_v2", c_void_p(address), c_size_t(count), ctypes.c_uint(0))
 

@@ -21,6 +21,7 @@ from typing import IO, NamedTuple
 from sd3par.errors import CheckpointError
 from sd3par.static.checked import Record
 from sd3par.weights.manifest import BLOCK, THREADS, Manifest, changed, is_export, unreadable
+from sd3par.weights.read_into import read_into
 
 CHUNK = 16 << 20  # bytes that are hashed at a time: between two a thread waits for Python's lock, for up to 5 ms
 AHEAD = 32  # blocks of 64 MiB that are in memory before they are asked for, where tensors do not stay in it
@@ -194,7 +195,7 @@ def _read(file: File, block: int, views: Sequence[memoryview], wanted: str) -> N
     found, at, known = hashlib.sha256(), block * BLOCK, file.record.known
     try:
         for view in views:
-            if _fill(view, file.file.fileno(), at) != len(view):
+            if read_into(view, file.file.fileno(), at) != len(view):
                 raise changed(file.path, wanted)
             at += len(view)
             if not known:
@@ -218,14 +219,6 @@ def _fetch(file: File, block: int) -> None:
     with open(os.devnull, "wb", buffering=0) as nowhere:
         while at < stop and (count := os.sendfile(nowhere.fileno(), file.file.fileno(), at, stop - at)):
             at += count
-
-
-def _fill(view: memoryview, file: int, at: int) -> int:
-    """Reads a file from `at` on until memory is full or it ends; returns how many bytes that were."""
-    got = 0
-    while got < len(view) and (count := os.preadv(file, [view[got:]], at + got)):
-        got += count
-    return got
 
 
 def _memory(size: int) -> mmap.mmap:

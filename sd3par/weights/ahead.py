@@ -23,7 +23,7 @@ from sd3par.weights.ring import Ring, Span
 
 ROOM = 512 << 20  # bytes that are ahead: the largest tensor of SD3 has 263 MB; each costs, once, what a page costs
 _PIECE = 16 << 20  # bytes that a thread reads at a time; a tensor is read by several
-_PINS = 2  # how often the memory has to be used for
+_PINS = 2  # times that all of the memory is to be used, before it is worth pinning
 _SHARE = 32  # of the machine's memory all ranks together take one part of so many
 
 Read = Callable[[Part, np.ndarray], None]
@@ -41,7 +41,7 @@ class Ahead:
     """
 
     def __init__(self, size: int, threads: int) -> None:
-        self._ring, self._size = Ring(size), size
+        self._ring = Ring(size)
         self._begun = 0
         self._unpin: Callable[[], object] | None = None
         self._pool = ThreadPoolExecutor(threads, "sd3par-weights")
@@ -76,9 +76,9 @@ class Ahead:
     def _pin(self, size: int) -> None:
         """Locks the memory in place for the device, once it pays: pageable memory is copied by the driver first."""
         before, self._begun = self._begun, self._begun + size
-        if before <= _PINS * self._size < self._begun and current() != "cpu":
+        if before <= _PINS * self._ring.size < self._begun and current() != "cpu":
             index, address = current_index(), self._ring.address
-            if cuda_driver.pin(index, address, self._size):
+            if cuda_driver.pin(index, address, self._ring.size):
                 self._unpin = partial(cuda_driver.unpin, index, address)
 
     def _start(self) -> None:

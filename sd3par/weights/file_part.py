@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO
 
 import numpy as np
+
+from sd3par.weights.read_into import read_into
 
 BLOCK = 4 << 20  # bytes of the file that are held at a time where the part is not in one piece; larger is no faster
 
@@ -85,9 +86,6 @@ def _gather(file: IO[bytes], start: int, shape: Shape, index: Index, part: np.nd
 
 def _fill(file: IO[bytes], start: int, array: np.ndarray) -> None:
     """Reads the bytes from `start` on into all of `array`, which is contiguous."""
-    left = array.reshape(-1).view(np.uint8).data
-    while left:
-        count = os.preadv(file.fileno(), [left], start)  # at most 2 GB a call
-        if not count:
-            raise EOFError("it ends early")
-        left, start = left[count:], start + count
+    view = array.reshape(-1).view(np.uint8).data
+    if read_into(view, file.fileno(), start) < len(view):
+        raise EOFError("it ends early")

@@ -29,7 +29,7 @@ class Ring:
 
     def __init__(self, size: int) -> None:
         self._memory = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._size = size
+        self.size = size
         self._spans: deque[Span] = deque()
 
     @property
@@ -52,10 +52,10 @@ class Ring:
     def _place(self, room: int) -> int | None:
         """Returns where so many bytes are free."""
         if not self._spans:
-            return 0 if room <= self._size else None
+            return 0 if room <= self.size else None
         first, last = self._spans[0], self._spans[-1]
         if last.start < first.start:
             return last.stop if last.stop + room <= first.start else None
-        if last.stop + room <= self._size:
+        if last.stop + room <= self.size:
             return last.stop
         return 0 if room <= first.start else None

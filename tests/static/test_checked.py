@@ -227,7 +227,7 @@ def test_a_file_that_may_change_unseen_is_compared_again(
 
 
 def test_no_record_of_what_changed_while_it_was_read(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = reader._fill
+    fill = reader.read_into
 
     def change_behind(view: memoryview, file: int, at: int) -> int:
         found = fill(view, file, at)
@@ -235,21 +235,21 @@ def test_no_record_of_what_changed_while_it_was_read(path: Path, cache: Path, mo
         os.utime(path)
         return found
 
-    monkeypatch.setattr(reader, "_fill", change_behind)
+    monkeypatch.setattr(reader, "read_into", change_behind)
     read(path, digests(path))
     assert not cache.exists()
 
 
 def test_what_changes_while_it_is_read_unhashed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After it was found to be the same as it was, and before it is in memory."""
-    wanted, fill = digests(path), reader._fill
+    wanted, fill = digests(path), reader.read_into
     read(path, wanted)
 
     def changed_before(view: memoryview, file: int, at: int) -> int:
         in_place(path)
         return fill(view, file, at)
 
-    monkeypatch.setattr(reader, "_fill", changed_before)
+    monkeypatch.setattr(reader, "read_into", changed_before)
     with pytest.raises(CheckpointError, match=REFUSED):
         read(path, wanted)
 
