@@ -12,7 +12,13 @@ from paddle import Tensor
 from sd3par import device
 from sd3par.config import require
 from sd3par.kernels.adaln import MAX_DIM, Copies, Modulation, Stream, adaln_reference, adaln_triton
-from sd3par.kernels.attention import MAX_HEAD_DIM, Scattered, attention_reference, attention_triton
+from sd3par.kernels.attention import (
+    MAX_HEAD_DIM,
+    Scattered,
+    attention_reference,
+    attention_triton,
+    query_scale,
+)
 from sd3par.kernels.attention_hopper import attention_hopper
 from sd3par.kernels.attention_hopper import fits as hopper_fits
 from sd3par.kernels.conv import (
@@ -63,8 +69,8 @@ __all__ = [
     "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "Strip", "adaln", "attention", "conv3x3",
     "fold", "gated_sum", "gated_sum_to", "group_norm_silu", "group_norm_silu_strip", "guidance_euler", "hear", "linear",
     "linear_gelu", "linear_into", "linear_pair", "linear_to", "linears", "meet", "pack_strip", "patch_embed",
-    "split_heads", "take_rows", "tell", "upsample_conv3x3", "wants_channels_last", "why_never_peers", "why_no_peers",
-    "why_not_triton",
+    "query_scale", "split_heads", "take_rows", "tell", "upsample_conv3x3", "wants_channels_last", "why_never_peers",
+    "why_no_peers", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -145,7 +151,8 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, halo: bool = False
 def attention(segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
     """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both.
 
-    With `outs`, one for each segment, results are stored there and the list is empty.
+    Queries are times `query_scale(head_dim)`: keys weigh 2 ** (query @ key). With `outs`, one for each segment, results
+    are stored there and the list is empty.
     """
     if outs is None and traced(segments[0]):
         return calls.attention(segments)
@@ -234,8 +241,8 @@ def gated_sum_to(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor, out: Scatte
 def split_heads(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None) -> Tensor:
     """packed: [R, T, 3 * heads * head_dim] (q, then k, then v) -> [R, T, 3, heads, head_dim].
 
-    norm_q, norm_k: [head_dim], weights of the RMS norms, or None for none. What comes back may lie in the memory of
-    `packed`, which is used up.
+    norm_q, norm_k: [head_dim], weights of the RMS norms, or None for none; queries that are normed are also scaled, by
+    `query_scale`. What comes back may lie in the memory of `packed`, which is used up.
     """
     if traced(packed):
         return calls.split_heads(packed, head_dim, norm_q, norm_k)

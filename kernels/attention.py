@@ -1,10 +1,15 @@
 """Joint attention of image and text tokens: non-causal, without a mask, any number of tokens.
 
 Online softmax over blocks of keys (FlashAttention-2, arXiv 2307.08691), statistics and sums in fp32.
+
+Queries come times `query_scale`, so that keys weigh 2 ** (query @ key): a GPU's powers are of two, and a kernel has a
+multiplication less for each query and key. Weights that are loaded and the norm of queries have it (attention.py,
+qkv.py), before anything is rounded to half precision, where it costs neither time nor digits.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import paddle
@@ -16,7 +21,7 @@ from sd3par.kernels.runtime import check_last_axis, check_like, empty, jit, laun
 from sd3par.kernels.tracing import traced_for_cpu
 
 MAX_HEAD_DIM = 256
-LOG2_E = 1.4426950408889634
+_LN_2 = math.log(2.0)
 # Heads whose scores a program for the CPU holds at a time. All 24 of two rows of 2202 tokens took 2.0 GB, groups of 8
 # took 1.1, and as long; each by itself made a step 5 % slower and the program 1.7 times as large.
 GROUP = 8
@@ -52,8 +57,16 @@ class Scattered(NamedTuple):
     token_stride: int
 
 
+def query_scale(head_dim: int) -> float:
+    """Returns what queries are multiplied by: log2(e) / sqrt(head_dim)."""
+    return head_dim**-0.5 / _LN_2
+
+
 def attention_reference(segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
-    """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both."""
+    """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both.
+
+    Queries are times `query_scale`.
+    """
     require(outs is None, "outs", "addresses", "None where Triton kernels do not run: nothing else writes to addresses")
     qkv = segments[0] if len(segments) == 1 else paddle.concat(segments, axis=1)
     if traced_for_cpu():
@@ -69,20 +82,20 @@ def attention_reference(segments: list[Tensor], outs: list[Scattered] | None = N
 
 def _head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q, k, v: [R, S, heads, head_dim] -> [R, S, heads * head_dim]; on a CPU a head's scores stay in the cache."""
-    heads = zip((q * q.shape[-1] ** -0.5).unbind(2), k.unbind(2), v.unbind(2), strict=True)
+    heads = zip((q * _LN_2).unbind(2), k.unbind(2), v.unbind(2), strict=True)
     scored = ((F.softmax(paddle.matmul(query, key, transpose_y=True), axis=-1), value) for query, key, value in heads)
     return paddle.concat([paddle.matmul(weights, value) for weights, value in scored], axis=-1)
 
 
 def _in_groups(qkv: Tensor) -> Tensor:
     """qkv: [R, S, 3, heads, head_dim] -> [R, S, heads * head_dim]; `GROUP` heads at a time, or fewer."""
-    heads, head_dim = qkv.shape[3:]
+    heads = qkv.shape[3]
     count = -(-heads // GROUP)
     sizes = [heads // count + (index < heads % count) for index in range(count)]
     parts = qkv.transpose([2, 3, 0, 1, 4]).flatten(0, 1).split(sizes * 3)  # [size, R, S, head_dim], q's first
     mixed = []
     for q, k, v in zip(parts[:count], parts[count:-count], parts[-count:], strict=True):
-        scores = paddle.matmul(q * head_dim**-0.5, k, transpose_y=True)  # [size, R, S, S]
+        scores = paddle.matmul(q * _LN_2, k, transpose_y=True)  # [size, R, S, S]
         mixed.append(paddle.matmul(F.softmax(scores, axis=-1), v))
     return paddle.concat(mixed).transpose([1, 2, 0, 3]).flatten(2)
 
@@ -90,7 +103,7 @@ def _in_groups(qkv: Tensor) -> Tensor:
 def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same, all at once; Paddle's own function wants a flash attention on devices."""
     q, k, v = (x.transpose([0, 2, 1, 3]) for x in (q, k, v))  # [R, heads, S, head_dim]
-    scores = paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True)  # [R, heads, S, S]
+    scores = paddle.matmul(q * _LN_2, k, transpose_y=True)  # [R, heads, S, S]
     return paddle.matmul(F.softmax(scores, axis=-1), v).transpose([0, 2, 1, 3]).flatten(2)
 
 
@@ -108,7 +121,7 @@ def attention_triton(
     launch(
         _attention, (blocks, heads, rows), first, second, targets[0], targets[-1], *tokens, *first.strides[:4],
         *second.strides[:4], HEAD_DIM=head_dim, WIDTH=width, QUERIES=tiles.queries, KEYS=tiles.keys,
-        SCALE=LOG2_E * head_dim**-0.5, num_warps=tiles.warps, num_stages=tiles.stages,
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return made
 
@@ -173,15 +186,15 @@ def _tile(  # type: ignore[no-untyped-def]
 @jit
 def _keys(  # type: ignore[no-untyped-def]
     q, acc, total, top, k_base, v_base, first, keys, stride,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr, SCALE: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Takes one block of keys into the sums: acc [QUERIES, WIDTH], total and top (largest score so far) [QUERIES]."""
     k = _tile(k_base, first, keys, stride, KEYS, DIM, WIDTH, WHOLE)
     scores = tl.dot(q, tl.trans(k))  # [QUERIES, KEYS]
     if not WHOLE:
         scores = tl.where((first + tl.arange(0, KEYS))[None, :] < keys, scores, -float("inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1) * SCALE)
-    weights = tl.math.exp2(scores * SCALE - new_top[:, None])
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.math.exp2(scores - new_top[:, None])
     fade = tl.math.exp2(top - new_top)
     total = total * fade + tl.sum(weights, 1)
     v = _tile(v_base, first, keys, stride, KEYS, DIM, WIDTH, WHOLE)
@@ -192,20 +205,16 @@ def _keys(  # type: ignore[no-untyped-def]
 @jit
 def _segment(  # type: ignore[no-untyped-def]
     q, acc, total, top, k_base, v_base, keys, stride,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, SCALE: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Takes all keys of a segment into the sums; what lies in memory behind the last one is not read."""
     whole = keys // KEYS * KEYS
     for first in range(0, whole, KEYS):
-        acc, total, top = _keys(
-            q, acc, total, top, k_base, v_base, first, keys, stride, DIM, WIDTH, KEYS, True, SCALE
-        )  # fmt: skip
+        acc, total, top = _keys(q, acc, total, top, k_base, v_base, first, keys, stride, DIM, WIDTH, KEYS, True)
         k_base += KEYS * stride
         v_base += KEYS * stride
     if whole < keys:
-        acc, total, top = _keys(
-            q, acc, total, top, k_base, v_base, whole, keys, stride, DIM, WIDTH, KEYS, False, SCALE
-        )  # fmt: skip
+        acc, total, top = _keys(q, acc, total, top, k_base, v_base, whole, keys, stride, DIM, WIDTH, KEYS, False)
     return acc, total, top
 
 
@@ -226,9 +235,9 @@ def _attention(  # type: ignore[no-untyped-def]
     first, second, first_target, second_target, first_tokens, second_tokens,
     first_row_stride, first_token_stride, first_part_stride, first_head_stride,
     second_row_stride, second_token_stride, second_part_stride, second_head_stride,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SCALE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """One program a block of queries, head and row. SCALE: log2(e) / sqrt(head_dim), for exp2.
+    """One program a block of queries, head and row.
 
     A block's queries are of one segment, its keys of both. Offsets of rows and blocks are 64 bits wide; those within
     a block fit 32.
@@ -250,11 +259,11 @@ def _attention(  # type: ignore[no-untyped-def]
     top = tl.full([QUERIES], -float("inf"), tl.float32)
     acc, total, top = _segment(
         q, acc, total, top, first + first_part_stride, first + 2 * first_part_stride, first_tokens, first_token_stride,
-        HEAD_DIM, WIDTH, KEYS, SCALE,
+        HEAD_DIM, WIDTH, KEYS,
     )  # fmt: skip
     acc, total, top = _segment(
         q, acc, total, top, second + second_part_stride, second + 2 * second_part_stride, second_tokens,
-        second_token_stride, HEAD_DIM, WIDTH, KEYS, SCALE,
+        second_token_stride, HEAD_DIM, WIDTH, KEYS,
     )  # fmt: skip
 
     result = (acc / total[:, None]).to(first.dtype.element_ty)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor
 
-from sd3par.kernels.attention import LOG2_E, Scattered, check_segments, targets_of
+from sd3par.kernels.attention import Scattered, check_segments, targets_of
 from sd3par.kernels.attention_hopper_kernel import _attention_hopper
 from sd3par.kernels.attention_hopper_split import Plan, planned, programs_of
 from sd3par.kernels.runtime import architecture, descriptor, empty, launch, processors
@@ -54,7 +54,7 @@ def attention_hopper(
         _attention_hopper, (programs,), _tokens_of(segments[one]), _tokens_of(segments[two]), targets[one],
         targets[two], empty([programs, _GROUPS], like, paddle.int32), empty(parts, like, paddle.float32),
         _arrivals(like.place), *tokens, rows, heads, *plan, KEYS=_KEYS, STAGES=_STAGES,
-        ANCHORED=like.dtype == paddle.bfloat16, REGISTERS=_REGISTERS, SCALE=LOG2_E * head_dim**-0.5, num_warps=4,
+        ANCHORED=like.dtype == paddle.bfloat16, REGISTERS=_REGISTERS, num_warps=4,
     )  # fmt: skip
     return made
 

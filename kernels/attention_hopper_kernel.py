@@ -1,10 +1,17 @@
 """The kernel of `attention_hopper`, in Gluon: a warp that copies by TMA, and groups of four warps with 64 queries each.
 
-Two ways to the weights. As everywhere: relative to the largest score so far, which fades sums when it rises. Anchored:
-relative to the largest score of the first block, whatever follows. bfloat16 has the exponents of fp32, so no digit is
-lost until a score is some 88 above that anchor and its weight infinite. Then a tile's results are not finite, and its
-program does it again in the usual way, when it has done all others. That needs no largest score of a block, no
-exponential for it and no scaling of sums: 304 instructions a block and thread instead of 427.
+Three ways to the weights of keys, 2 ** score. "rising", as everywhere: relative to the largest score so far; when it
+rises, sums fade. "anchored": relative to the largest score of the first block, whatever follows. bfloat16 has the
+exponents of fp32, so no digit is lost until a score is 127 above that anchor and its weight infinite. Then a tile's
+results are not finite, and its program does it again in the usual way, when it has done all others. That needs no
+largest score of a block, no exponential for it and no scaling of sums. "near": where all 64 queries' anchors are near
+0, relative to 0, and nothing is subtracted. A block takes 416, 310 and 246 instructions of a thread. Each costs time
+where a card is at the limit of its power, as in a step of a large picture.
+
+Hence what did not help, measured on an H200: FlashAttention-4's powers by polynomials, in place of 1/8, 1/4 or 3/8 of
+those by the special function unit, which is busy for as long as the tensor cores are. Fewer wait, and more is computed:
+two rows of 1024 x 1024 took 530, 521 and 557 us instead of 481, and only those of one row at 512 x 512, on a cool card,
+31.7 instead of 32.2. Without the 64 additions of weights to their sums (a wrong result) it was no faster.
 """
 
 from __future__ import annotations
@@ -32,21 +39,19 @@ def _hide(scores, block, work):  # type: ignore[no-untyped-def]
 
 
 @gluon_jit
-def _first_block(q, k, block, work, SCALE: gl.constexpr):  # type: ignore[no-untyped-def]
-    """q: [64, head_dim], k: [KEYS, head_dim] in shared memory -> a row's largest score [64], its weights [64, KEYS]."""
+def _first_scores(q, k, block, work):  # type: ignore[no-untyped-def]
+    """q: [64, head_dim], k: [KEYS, head_dim] in shared memory -> [64, KEYS]."""
     KEYS: gl.constexpr = k.shape[0]
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, KEYS, 16])
     none = gl.zeros([64, KEYS], gl.float32, SCORES)
     scores = hopper.warpgroup_mma(q, k.permute((1, 0)), none, use_acc=False, is_async=True)
-    scores = _hide(hopper.warpgroup_mma_wait(0, deps=[scores]), block, work)
-    top = gl.max(scores, 1) * SCALE
-    return top, gl.exp2(scores * SCALE - top[:, None])
+    return _hide(hopper.warpgroup_mma_wait(0, deps=[scores]), block, work)
 
 
 @gluon_jit
-def _rise(top, scores, SCALE: gl.constexpr):  # type: ignore[no-untyped-def]
-    new_top = gl.maximum(top, gl.max(scores, 1) * SCALE)
-    return new_top, gl.exp2(top - new_top)
+def _is_near(top):  # type: ignore[no-untyped-def]
+    """top: [64], largest scores of rows -> whether all are so near 0 that none vanishes, with 2**64 of room above."""
+    return gl.max(gl.abs(top), 0) <= 64.0
 
 
 @gluon_jit
@@ -57,52 +62,40 @@ def _lane_sums(x):  # type: ignore[no-untyped-def]
 
 
 @gluon_jit
-def _attend(  # type: ignore[no-untyped-def]
-    q, start, end, work, bufs, bars, rings, SCALE: gl.constexpr, ANCHORED: gl.constexpr
-):
+def _attend(q, start, end, work, bufs, bars, rings, ANCHORED: gl.constexpr):  # type: ignore[no-untyped-def]
     """q: [64, head_dim] in shared memory or registers, to attend to blocks start .. end of keys.
 
     Returns its sums [64, head_dim] and [64], what they are relative to [64], and the rings behind those blocks.
-
-    It waits for the next block's keys before the sums are complete: only across such a wait, a branch, does the
-    assembler leave the exponentials where they overlap the products.
     """
     _, k_bufs, v_bufs = bufs
     _, _, k_ready, k_empty, v_ready, v_empty, _ = bars
     k_index, k_phase, v_index, v_phase = rings
     STAGES: gl.constexpr = k_bufs.shape[0]
-    KEYS: gl.constexpr = k_bufs.shape[1]
     DIM: gl.constexpr = k_bufs.shape[2]
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, DIM, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     acc = gl.zeros([64, DIM], gl.float32, SUMS)
     hopper.mbarrier.wait(k_ready.index(k_index), k_phase)
-    top, weights = _first_block(q, k_bufs.index(k_index), start, work, SCALE)
-    none = gl.full([64, KEYS], 0.0, gl.float32, weights.type.layout)
+    scores = _first_scores(q, k_bufs.index(k_index), start, work)
     hopper.mbarrier.arrive(k_empty.index(k_index))
     k_index, k_phase = _next(k_index, k_phase, STAGES)
+    top = gl.max(scores, 1)
+    near = gl.to_tensor(False)
+    if ANCHORED:
+        near = _is_near(top)
+        top = gl.where(near, 0.0, top)
+    weights = gl.exp2(scores - top[:, None])
     total = _lane_sums(weights)
-    p = gl.convert_layout(weights.to(q.dtype), WEIGHTS)
+    p = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
     hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=start + 1 < end)
-    for block in range(start + 1, end):
-        scores = hopper.warpgroup_mma(q, k_bufs.index(k_index).permute((1, 0)), none, use_acc=False, is_async=True)
-        hopper.mbarrier.wait(v_ready.index(v_index), v_phase)
-        acc = hopper.warpgroup_mma(p, v_bufs.index(v_index), acc, is_async=True)
-        scores = _hide(hopper.warpgroup_mma_wait(1, deps=[scores]), block, work)
-        hopper.mbarrier.arrive(k_empty.index(k_index))
-        k_index, k_phase = _next(k_index, k_phase, STAGES)
-        if not ANCHORED:
-            top, fade = _rise(top, scores, SCALE)
-            total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None]
-        weights = gl.exp2(scores * SCALE - top[:, None])
-        total += _lane_sums(weights)
-        hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=block + 1 < end)
-        acc = hopper.warpgroup_mma_wait(0, deps=[acc])
-        hopper.mbarrier.arrive(v_empty.index(v_index))
-        v_index, v_phase = _next(v_index, v_phase, STAGES)
-        if not ANCHORED:
-            acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, SUMS))[:, None]
-        p = gl.convert_layout(weights.to(q.dtype), WEIGHTS)
+    sums, inner = (acc, total, top, p), (k_index, k_phase, v_index, v_phase)
+    if near:
+        sums, inner = _blocks(q, start, end, work, bufs, bars, inner, sums, "near")
+    elif ANCHORED:
+        sums, inner = _blocks(q, start, end, work, bufs, bars, inner, sums, "anchored")
+    else:
+        sums, inner = _blocks(q, start, end, work, bufs, bars, inner, sums, "rising")
+    acc, total, top, p = sums
+    k_index, k_phase, v_index, v_phase = inner
     hopper.mbarrier.wait(v_ready.index(v_index), v_phase)
     acc = hopper.warpgroup_mma(p, v_bufs.index(v_index), acc)
     hopper.mbarrier.arrive(v_empty.index(v_index))
@@ -112,8 +105,47 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 @gluon_jit
+def _blocks(q, start, end, work, bufs, bars, rings, sums, WAY: gl.constexpr):  # type: ignore[no-untyped-def]
+    """All blocks but the first: adds the weighted values of each before it takes the weights of the next.
+
+    It waits for the next block's keys before the sums are complete: only across such a wait, a branch, does the
+    assembler leave the exponentials where they overlap the products.
+    """
+    _, k_bufs, v_bufs = bufs
+    _, _, k_ready, k_empty, v_ready, v_empty, _ = bars
+    k_index, k_phase, v_index, v_phase = rings
+    acc, total, top, p = sums
+    STAGES: gl.constexpr = k_bufs.shape[0]
+    KEYS: gl.constexpr = k_bufs.shape[1]
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, KEYS, 16])
+    none = gl.full([64, KEYS], 0.0, gl.float32, SCORES)
+    for block in range(start + 1, end):
+        scores = hopper.warpgroup_mma(q, k_bufs.index(k_index).permute((1, 0)), none, use_acc=False, is_async=True)
+        hopper.mbarrier.wait(v_ready.index(v_index), v_phase)
+        acc = hopper.warpgroup_mma(p, v_bufs.index(v_index), acc, is_async=True)
+        scores = _hide(hopper.warpgroup_mma_wait(1, deps=[scores]), block, work)
+        hopper.mbarrier.arrive(k_empty.index(k_index))
+        k_index, k_phase = _next(k_index, k_phase, STAGES)
+        if WAY == "rising":
+            new_top = gl.maximum(top, gl.max(scores, 1))
+            fade = gl.exp2(top - new_top)
+            top = new_top
+            total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None]
+        weights = gl.exp2(scores if WAY == "near" else scores - top[:, None])
+        total += _lane_sums(weights)
+        hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=block + 1 < end)
+        acc = hopper.warpgroup_mma_wait(0, deps=[acc])
+        hopper.mbarrier.arrive(v_empty.index(v_index))
+        v_index, v_phase = _next(v_index, v_phase, STAGES)
+        if WAY == "rising":
+            acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, acc.type.layout))[:, None]
+        p = gl.convert_layout(weights.to(q.dtype), p.type.layout)
+    return (acc, total, top, p), (k_index, k_phase, v_index, v_phase)
+
+
+@gluon_jit
 def _consume(  # type: ignore[no-untyped-def]
-    targets, work, plan, scratch, bufs, bars, GROUP: gl.constexpr, SCALE: gl.constexpr, ANCHORED: gl.constexpr
+    targets, work, plan, scratch, bufs, bars, GROUP: gl.constexpr, ANCHORED: gl.constexpr
 ):  # fmt: skip
     """One warp group: 64 queries of every tile."""
     done = bars[6]
@@ -121,7 +153,7 @@ def _consume(  # type: ignore[no-untyped-def]
     GROUPS: gl.constexpr = bufs[0].shape[0]
     zero, every = gl.to_tensor(0), gl.to_tensor(-1)
     rings, broken = _consume_tiles(
-        targets, work, plan, scratch, every, every, bufs, bars, (zero, zero, zero, zero, zero), GROUP, SCALE, ANCHORED,
+        targets, work, plan, scratch, every, every, bufs, bars, (zero, zero, zero, zero, zero), GROUP, ANCHORED,
         ANCHORED, False,
     )  # fmt: skip
     if ANCHORED:
@@ -129,14 +161,14 @@ def _consume(  # type: ignore[no-untyped-def]
         hopper.mbarrier.arrive(done.index(0))
         hopper.mbarrier.wait(done.index(0), 0)
         _consume_tiles(
-            targets, work, plan, scratch, _again(failed, GROUPS), broken, bufs, bars, rings, GROUP, SCALE, False, True,
+            targets, work, plan, scratch, _again(failed, GROUPS), broken, bufs, bars, rings, GROUP, False, True,
             True,
         )  # fmt: skip
 
 
 @gluon_jit
 def _consume_tiles(  # type: ignore[no-untyped-def]
-    targets, work, plan, scratch, which, mine, bufs, bars, rings, GROUP: gl.constexpr, SCALE: gl.constexpr,
+    targets, work, plan, scratch, which, mine, bufs, bars, rings, GROUP: gl.constexpr,
     ANCHORED: gl.constexpr, HELD: gl.constexpr, AGAIN: gl.constexpr,
 ):  # fmt: skip
     """The program's turns that `which` holds, of which it stores those that `mine` holds.
@@ -168,7 +200,7 @@ def _consume_tiles(  # type: ignore[no-untyped-def]
                 hopper.mbarrier.arrive(q_empty.index(GROUP))
             else:
                 q = bufs[0].index(GROUP)
-            acc, total, top, inner = _attend(q, start, end, work, bufs, bars, inner, SCALE, ANCHORED)
+            acc, total, top, inner = _attend(q, start, end, work, bufs, bars, inner, ANCHORED)
             k_index, k_phase, v_index, v_phase = inner
             if not HELD:
                 hopper.mbarrier.arrive(q_empty.index(GROUP))
@@ -228,13 +260,13 @@ _SIZES = ("first_tokens", "second_tokens", "rows", "heads", "whole", "share", "s
 def _attention_hopper(  # type: ignore[no-untyped-def]
     first, second, first_target, second_target, failed, parts, arrived,
     first_tokens, second_tokens, rows, heads, whole, share, span,
-    KEYS: gl.constexpr, STAGES: gl.constexpr, ANCHORED: gl.constexpr, REGISTERS: gl.constexpr, SCALE: gl.constexpr,
+    KEYS: gl.constexpr, STAGES: gl.constexpr, ANCHORED: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Each program takes tiles of queries, each of one head and row, as whole, share and span say, which are a Plan's.
 
     failed: [programs, 2] int32, room for what groups tell each other; parts: fp32, room for sums of parts of tiles, as
     large as _pointers wants it; arrived: an int32 for each group of 64 queries of tiles that are split, 0 before and
-    after; REGISTERS: a thread's of the groups that multiply; SCALE: log2(e) / sqrt(head_dim), for exp2.
+    after; REGISTERS: a thread's of the groups that multiply.
     """
     GROUPS: gl.constexpr = 2
     DIM: gl.constexpr = first.block_type.shape[2]
@@ -254,8 +286,8 @@ def _attention_hopper(  # type: ignore[no-untyped-def]
     scratch = (failed, parts, arrived)
     gl.warp_specialize(
         [
-            (_consume, (targets, work, plan, scratch, bufs, bars, 0, SCALE, ANCHORED)),
-            (_consume, (targets, work, plan, scratch, bufs, bars, 1, SCALE, ANCHORED)),
+            (_consume, (targets, work, plan, scratch, bufs, bars, 0, ANCHORED)),
+            (_consume, (targets, work, plan, scratch, bufs, bars, 1, ANCHORED)),
             (_produce, (first, second, work, plan, failed, bufs, bars, ANCHORED)),
         ],
         [4, 1],

@@ -1,4 +1,7 @@
-"""From the packed output of a QKV projection to heads, with SD3.5's RMS norm of queries and keys where there is one."""
+"""From the packed output of a QKV projection to heads, with SD3.5's RMS norm of queries and keys where there is one.
+
+A norm of queries ends with attention's `query_scale`; without one the projection's weights have it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import paddle
 from paddle import Tensor
 
 from sd3par.config import require
+from sd3par.kernels.attention import query_scale
 from sd3par.kernels.runtime import check_last_axis, check_like, jit, launch, next_power_of_2, tl
 
 EPSILON = 1e-6
@@ -15,19 +19,20 @@ BLOCK = 16  # heads a program: of 64 numbers each, four loads of 16 bytes in fli
 def split_heads_reference(packed: Tensor, head_dim: int, norm_q: Tensor | None, norm_k: Tensor | None) -> Tensor:
     """packed: [R, T, 3 * heads * head_dim] (q, then k, then v) -> [R, T, 3, heads, head_dim].
 
-    norm_q, norm_k: [head_dim], weights of the RMS norms, or None for none.
+    norm_q, norm_k: [head_dim], weights of the RMS norms, or None for none. Queries that are normed are also scaled.
     """
     qkv = packed.reshape([0, 0, 3, packed.shape[-1] // (3 * head_dim), head_dim])  # 0: as many as there are
     if norm_q is None or norm_k is None:
         return qkv
     q, k, v = qkv.unbind(2)
-    return paddle.stack([_rms(q, norm_q), _rms(k, norm_k), v], axis=2)
+    return paddle.stack([_rms(q, norm_q, query_scale(head_dim)), _rms(k, norm_k, 1.0), v], axis=2)
 
 
-def _rms(x: Tensor, weight: Tensor) -> Tensor:
-    """x: [..., head_dim], statistics in fp32."""
-    variance = x.astype("float32").square().mean(-1, keepdim=True)
-    return (x * paddle.rsqrt(variance + EPSILON)).astype(x.dtype) * weight
+def _rms(x: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """x: [..., head_dim], rounded once at the end."""
+    single = x.astype("float32")
+    variance = single.square().mean(-1, keepdim=True)
+    return (single * paddle.rsqrt(variance + EPSILON) * (weight.astype("float32") * scale)).astype(x.dtype)
 
 
 def split_heads_triton(packed: Tensor, head_dim: int, norm_q: Tensor, norm_k: Tensor) -> Tensor:
@@ -42,7 +47,8 @@ def split_heads_triton(packed: Tensor, head_dim: int, norm_q: Tensor, norm_k: Te
     count = tokens * 2 * heads
     launch(
         _norm_heads, (-(-count // BLOCK), rows), qkv, norm_q, norm_k, count, *qkv.strides[:2], HEADS=heads,
-        DIM=head_dim, WIDTH=next_power_of_2(head_dim), BLOCK=BLOCK, EPSILON=EPSILON, num_warps=1,
+        DIM=head_dim, WIDTH=next_power_of_2(head_dim), BLOCK=BLOCK, EPSILON=EPSILON, SCALE=query_scale(head_dim),
+        num_warps=1,
     )  # fmt: skip
     return qkv
 
@@ -51,6 +57,7 @@ def split_heads_triton(packed: Tensor, head_dim: int, norm_q: Tensor, norm_k: Te
 def _norm_heads(  # type: ignore[no-untyped-def]
     qkv, norm_q, norm_k, count, row_stride, token_stride,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPSILON: tl.constexpr,
+    SCALE: tl.constexpr,
 ):  # fmt: skip
     """One program BLOCK of the `count` heads of queries and keys in a row, which it reads and writes once."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -63,7 +70,7 @@ def _norm_heads(  # type: ignore[no-untyped-def]
     if WIDTH > DIM:
         mask = mask & whole[None, :]
     x = tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    weight_q = tl.load(norm_q + column, mask=whole, other=0.0).to(tl.float32)
+    weight_q = tl.load(norm_q + column, mask=whole, other=0.0).to(tl.float32) * SCALE
     weight_k = tl.load(norm_k + column, mask=whole, other=0.0).to(tl.float32)
     weight = tl.where((head < HEADS)[:, None], weight_q[None, :], weight_k[None, :])
     x = x * tl.rsqrt(tl.sum(x * x, 1) / DIM + EPSILON)[:, None] * weight

@@ -32,10 +32,16 @@ class Linear(nn.Layer):
 
     Either axis may be a share of the checkpoint's. Where inputs are shared out, results add up over ranks, and all but
     the first hold zeros as bias.
+
+    factors: of outputs packed from several of the checkpoint's linears, what each is multiplied by when it is loaded.
     """
 
-    def __init__(self, features_in: int | Share, features_out: int | Share, dtype: str, bias: bool = True) -> None:
+    def __init__(
+        self, features_in: int | Share, features_out: int | Share, dtype: str, bias: bool = True,
+        factors: tuple[float, ...] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.factors = factors
         self.inputs = whole(features_in) if isinstance(features_in, int) else features_in
         self.outputs = whole(features_out) if isinstance(features_out, int) else features_out
         self.weight = parameter(self, [self.inputs.size, self.outputs.size], dtype)

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from sd3par import device
+from sd3par import device, kernels
 from sd3par.config import ModelConfig, ParallelConfig, parse_config
 from sd3par.errors import ConfigError
 from sd3par.mesh import Axis, Mesh
@@ -77,13 +77,14 @@ def test_a_rank_reads_what_it_holds_once(mp: int, rank: int, sp: int) -> None:
 
 
 def test_shares_hold_the_checkpoints_numbers() -> None:
-    """mp rank 1 of 2, with sp 2, of 5 heads of 8 holds heads 3 and 4: one for each sp rank."""
+    """mp rank 1 of 2, with sp 2, of 5 heads of 8 holds heads 3 and 4: one for each sp rank. Queries are scaled."""
     config = MODELS["5 heads"]
     checkpoint = ArrayCheckpoint.from_shapes({name: made.shape for name, made in transformer_names(config).items()})
     mesh = Mesh(mp=Axis(2, 1), sp=Axis(2, 1))
     attention = MMDiT.load(Component(config, "heads", checkpoint), "float32", mesh).transformer_blocks[0].attn
     for kind in ("weight", "bias"):
         stored = [checkpoint.arrays[f"transformer_blocks.0.attn.{key}.{kind}"] for key in ("to_q", "to_k", "to_v")]
+        stored[0] = stored[0] * np.float32(kernels.query_scale(8))
         want = np.concatenate([one[head : head + 8] for head in (24, 32) for one in stored])
         np.testing.assert_array_equal(getattr(attention.qkv, kind).numpy().T, want)
     out = checkpoint.arrays["transformer_blocks.0.attn.to_out.0.weight"]

@@ -18,7 +18,8 @@ from sd3par.launch.bench.clock import Timer
 
 def measure(timer: Timer, dtype: str, rows: int, tokens: tuple[int, ...], heads: int, head_dim: int) -> dict[str, Any]:
     """Returns a row: microseconds with the L2 flushed before each call, and of calls that follow each other."""
-    segments = [paddle.randn([rows, count, 3, heads, head_dim]).astype(dtype) for count in tokens]
+    scale = paddle.to_tensor([kernels.query_scale(head_dim), 1.0, 1.0]).reshape([3, 1, 1])
+    segments = [(paddle.randn([rows, count, 3, heads, head_dim]) * scale).astype(dtype) for count in tokens]
     card = device.Device(device.current(), dtype)
     # Recorded, as the model calls it: Paddle and Triton take longer to ask for a small one than the device to do it.
     call = device.CapturedGraph(card, lambda: kernels.attention(segments))

@@ -68,6 +68,7 @@ class _Target:
     parameter: Tensor
     keys: tuple[str, ...]
     axes: tuple[Share, ...]
+    factors: tuple[float, ...] = ()  # what each key's tensor is multiplied by
     transposed: bool = False  # stored transposed to torch's layout
     absent: bool = False  # a bias that another rank adds
 
@@ -77,8 +78,8 @@ class _Target:
         first, *rest = (axis.total for axis in self.axes)
         return [first // len(self.keys), *rest]
 
-    def parts(self) -> Iterator[tuple[str, Index]]:
-        """Yields (key, part of its tensor), to be joined on the first axis; nothing of what is absent."""
+    def parts(self) -> Iterator[tuple[int, Index]]:
+        """Yields (number of a key, part of its tensor), to be joined on the first axis; nothing of what is absent."""
         if self.absent:
             return
         first, *rest = self.axes
@@ -87,7 +88,7 @@ class _Target:
         for piece in first.pieces:
             for number in range(piece.start // size, -(-piece.stop // size)):
                 held = range(max(piece.start - number * size, 0), min(piece.stop - number * size, size))
-                yield self.keys[number], _index(self.shape, (held, *tail))
+                yield number, _index(self.shape, (held, *tail))
 
 
 def fill(
@@ -112,7 +113,7 @@ def fill(
     # The largest first: what their copies leave free takes all that follow, and the memory of the process stays whole.
     targets.sort(key=lambda one: -math.prod(one.parameter.shape))
     with beside_device() as ahead:
-        begun = [[checkpoint.begin(key, index, ahead) for key, index in target.parts()] for target in targets]
+        begun = [[_begun(target, *part, checkpoint, ahead) for part in target.parts()] for target in targets]
         for target, pieces in zip(targets, begun, strict=True):
             target.parameter.set_value(_value(target, pieces))
 
@@ -128,9 +129,9 @@ def _targets(model: nn.Layer, source: Callable[[str], Source]) -> Iterator[_Targ
             if not isinstance(layer, Linear):
                 yield _Target(parameter, keys, tuple(map(whole, parameter.shape)))
             elif key == "weight":
-                yield _Target(parameter, keys, (layer.outputs, layer.inputs), transposed=True)
+                yield _Target(parameter, keys, (layer.outputs, layer.inputs), layer.factors, transposed=True)
             else:
-                yield _Target(parameter, keys, (layer.outputs,), absent=not layer.inputs.first)
+                yield _Target(parameter, keys, (layer.outputs,), layer.factors, absent=not layer.inputs.first)
 
 
 def _check_keys(where: str, shapes: Mapping[str, Any], used: list[str], ignored: tuple[str, ...]) -> None:
@@ -161,12 +162,20 @@ def _index(shape: list[int], held: tuple[range, ...]) -> Index:
     return tuple(slice(run.start, run.stop) for run in held)
 
 
+def _begun(target: _Target, number: int, index: Index, checkpoint: Checkpoint, ahead: Ahead | None) -> Pending:
+    """Returns what reads a part of one key's tensor, to the device, and multiplies it by the key's factor."""
+    pending = checkpoint.begin(target.keys[number], index, ahead)
+    factor = target.factors[number] if target.factors else 1.0
+    if factor == 1.0:
+        return lambda: on_device(pending())
+    return lambda: on_device(pending()).astype("float32") * factor  # rounded once, to the parameter's dtype
+
+
 def _value(target: _Target, begun: list[Pending]) -> Tensor:
     parameter = target.parameter
     if target.absent:
         return paddle.zeros(parameter.shape, dtype=parameter.dtype)
     # On the device joining, casting and transposing take no time worth naming.
-    pieces = [on_device(piece()) for piece in begun]
+    pieces = [piece().astype(parameter.dtype) for piece in begun]
     value = pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=0)
-    value = value.astype(parameter.dtype)
     return value.t().contiguous() if target.transposed else value

@@ -4,7 +4,8 @@ Kernels keep scores and sums in fp32 and round twice: weights, before they multi
 up to half a unit in the last place, in bfloat16 2^-9 to 2^-8 of the number, as good as at random. The sum of weights,
 which results are divided by, is of those that are not rounded, so errors of weights stay. What they come to depends on
 what weights are relative to. Relative to a row's largest score so far, its largest weight is 1, which is exact.
-Relative to the largest score of the first block, as in `attention_hopper` in bfloat16, it is rounded as all others.
+Relative to the largest score of the first block, or to 0 where that is near, as in `attention_hopper` in bfloat16, it
+is rounded as all others.
 Where few keys have most of the weight that shows: of normally distributed scores with a deviation of 2.25, as the
 checks have them, errors are 1.25 times as large. So a kernel's errors are compared with those of its own steps.
 """
@@ -16,17 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sd3par.kernels.attention import LOG2_E
 from sd3par.kernels.attention_hopper_split import Plan
 
 GROUP, TILE = 64, 128  # queries of a warp group, and of a tile
+NEAR = 64.0  # as in the kernel's _is_near
 
 
 class Steps(NamedTuple):
     """How a kernel computes: keys a block, dtype ("float64": without rounding), and its tiles' parts.
 
-    anchored: whether weights are relative to the largest score of the first block of a part; otherwise of the blocks so
-    far. Groups of queries whose sums are then not finite are done again in the other way, unsplit.
+    anchored: whether weights are relative to the largest score of the first block of a part, or to 0 where that is near
+    for a whole group of queries; otherwise of the blocks so far. Groups of queries whose sums are then not finite are
+    done again in the other way, unsplit.
     """
 
     keys: int
@@ -77,26 +79,39 @@ def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
 def attended(qkv: np.ndarray, tokens: tuple[int, ...], queries: Queries, first_tile: int, steps: Steps) -> np.ndarray:
     """qkv: [3, S, head_dim] fp64 -> [n, head_dim], as a kernel computes it; first_tile: number of the head's first."""
     q, k, v = qkv
-    scores = q[queries.tokens] @ k.T * (LOG2_E * q.shape[1] ** -0.5)  # [n, S]
+    scores = q[queries.tokens] @ k.T  # [n, S]
+    group = np.repeat(np.arange(len(queries.groups)), [one.stop - one.start for one in queries.groups])
     ends = np.cumsum([0, *tokens])
     edges = np.concatenate([np.arange(a, b, steps.keys) for a, b in pairwise(ends)])
     out = np.empty([len(scores), v.shape[1]], np.float32)
     starts = [starts_of(steps.plan, first_tile + tile, len(edges)) for tile in queries.tiles]
     for some in set(starts):
         mine = np.array([one == some for one in starts])
-        out[mine] = _parts(scores[mine], v, edges, some, steps)
-    broken = [group for group in queries.groups if not np.isfinite(out[group]).all()]
-    for group in broken:
-        out[group] = _parts(scores[group], v, edges, (0,), steps._replace(anchored=False))
+        out[mine] = _parts(scores[mine], group[mine], v, edges, some, steps)
+    broken = [one for one in queries.groups if not np.isfinite(out[one]).all()]
+    for one in broken:
+        out[one] = _parts(scores[one], group[one], v, edges, (0,), steps._replace(anchored=False))
     return rounded(out, steps.dtype)
 
 
-def _parts(scores: np.ndarray, v: np.ndarray, edges: np.ndarray, starts: tuple[int, ...], steps: Steps) -> np.ndarray:
-    """scores: [n, S], base 2; v: [S, head_dim] -> [n, head_dim], not finite where a part's sums are not."""
+def _anchors(top: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """top: [n], largest scores of a first block -> [n], what weights are relative to."""
+    far = np.bincount(group, np.abs(top) > NEAR) > 0
+    return np.where(far[group], top, 0.0)
+
+
+def _parts(
+    scores: np.ndarray, group: np.ndarray, v: np.ndarray, edges: np.ndarray, starts: tuple[int, ...], steps: Steps
+) -> np.ndarray:
+    """scores: [n, S], base 2; group: [n], the number of each query's; v: [S, head_dim] -> [n, head_dim].
+
+    Not finite where a part's sums are not.
+    """
     sizes, top = np.diff([*edges, scores.shape[1]]), np.maximum.reduceat(scores, edges, axis=1)  # [n, blocks]
     parts = [slice(a, b) for a, b in pairwise([*starts, len(edges)])]
     for part in parts:
-        top[:, part] = top[:, part.start, None] if steps.anchored else np.maximum.accumulate(top[:, part], axis=1)
+        anchor = _anchors(top[:, part.start], group)[:, None] if steps.anchored else None
+        top[:, part] = np.maximum.accumulate(top[:, part], axis=1) if anchor is None else anchor
     last = np.stack([top[:, part.stop - 1] for part in parts])  # [parts, n]
     acc = total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):

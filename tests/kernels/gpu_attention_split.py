@@ -22,7 +22,7 @@ import paddle
 from paddle import Tensor
 
 from sd3par.device import CapturedGraph, Device, Event, choose
-from sd3par.kernels.attention import LOG2_E, Scattered, attention_triton
+from sd3par.kernels.attention import Scattered, attention_triton, query_scale
 from sd3par.kernels.attention_hopper import _arrived, attention_hopper
 from sd3par.kernels.attention_hopper_split import Plan, cost, planned, plans
 from sd3par.kernels.runtime import processors
@@ -86,6 +86,7 @@ def made(case: Case, dtype: str) -> list[Tensor]:
     for i, count in enumerate(case.tokens):
         shape = (case.rows, count + case.behind, 3, case.heads, 64)
         values = np.random.default_rng(17 * i + count).standard_normal(shape, np.float32) * 1.5
+        values[:, :, 0] *= query_scale(64)
         values[:, max(0, case.since - before) :, 1] *= case.rise
         if case.far:
             _far(values[:, :count], before, 128 * case.far)
@@ -106,7 +107,7 @@ def _far(values: np.ndarray, before: int, period: int) -> None:
     exponent[token == 7] = 0.0
     values[:, :, :2] = 0.0
     values[:, :, 0, :, 0] = 1.0
-    values[:, :, 1, :, 0] = (exponent * 8.0 / LOG2_E)[None, :, None]
+    values[:, :, 1, :, 0] = exponent[None, :, None]
 
 
 class Probe(NamedTuple):
@@ -145,8 +146,8 @@ def probed(case: Case, segments: list[Tensor]) -> Probe:
     heads = {i: np.concatenate([host(x[-1, :, :, i]) for x in segments]).transpose(1, 0, 2) for i in numbers}
     want = {}
     for head, (q, k, v) in heads.items():
-        scores = q[queries.tokens] @ k.T / 8.0
-        weights = np.exp(scores - scores.max(1, keepdims=True))
+        scores = q[queries.tokens] @ k.T
+        weights = np.exp2(scores - scores.max(1, keepdims=True))
         want[head] = weights @ v / weights.sum(1, keepdims=True)
     return Probe(case, queries, heads, want)
 

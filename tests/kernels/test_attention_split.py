@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
+from sd3par.kernels import query_scale
 from sd3par.kernels.attention_hopper_split import Plan, cost, planned, plans, programs_of
 from tests.kernels.attention_rounding import Steps, attended, queries_of, rounded, starts_of
 from tests.kernels.test_kernels import needs_triton
@@ -93,8 +94,9 @@ def test_steps_without_rounding_are_attention(tokens: tuple[int, int], heads: in
     q, k, v = np.random.default_rng(1).standard_normal((3, sum(tokens), 64)) * 1.5
     k[tokens[0] :] *= rise
     queries, blocks = queries_of(tokens, 1), sum(-(-count // 128) for count in tokens)
-    scores = q @ k.T / 8.0
-    weights = np.exp(scores - scores.max(1, keepdims=True))
+    q *= query_scale(64)
+    scores = q @ k.T
+    weights = np.exp2(scores - scores.max(1, keepdims=True))
     want = weights @ v / weights.sum(1, keepdims=True)
     tiles = blocks * heads
     assert [*queries.tokens] == [*range(sum(tokens))]
