@@ -29,10 +29,9 @@ def split_heads_reference(packed: Tensor, head_dim: int, norm_q: Tensor | None, 
 
 
 def _rms(x: Tensor, weight: Tensor, scale: float) -> Tensor:
-    """x: [..., head_dim], rounded once at the end."""
-    single = x.astype("float32")
-    variance = single.square().mean(-1, keepdim=True)
-    return (single * paddle.rsqrt(variance + EPSILON) * (weight.astype("float32") * scale)).astype(x.dtype)
+    """x: [..., head_dim], statistics in fp32."""
+    variance = x.astype("float32").square().mean(-1, keepdim=True)
+    return (x * (paddle.rsqrt(variance + EPSILON) * scale)).astype(x.dtype) * weight
 
 
 def split_heads_triton(packed: Tensor, head_dim: int, norm_q: Tensor, norm_k: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from paddle import Tensor
 from sd3par.device import CapturedGraph, Device, Event
 from sd3par.kernels import attention, gated_sum
 from sd3par.kernels.adaln import Stream, adaln_reference, adaln_triton
-from sd3par.kernels.attention import Tiles, attention_reference, attention_triton
+from sd3par.kernels.attention import Tiles, attention_reference, attention_triton, query_scale
 from sd3par.kernels.attention_hopper import attention_hopper, fits
 from sd3par.kernels.gated_sum import gated_sum_reference
 from sd3par.kernels.group_norm_silu import group_norm_silu_reference, group_norm_silu_triton
@@ -160,6 +160,7 @@ def _split_heads(dtype: str, rows: int, tokens: int, heads: int, dim: int) -> Ro
     packed = _on_device(_draw(4, rows, tokens, 3 * heads * dim), dtype)
     norms = _on_device(1.0 + 0.3 * _draw(5, 2, dim), dtype)
     want, weights = host(packed).reshape(rows, tokens, 3, heads, dim), host(norms)
+    weights[0] *= query_scale(dim)
     for part in range(2):
         x = want[:, :, part]
         want[:, :, part] = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weights[part]
