@@ -25,23 +25,21 @@ A800 = (
     ("dp_size=2", 1.319, "dp2", "graph"), ("single card", 2.376, "one", "graph"), ("dygraph", 3.2, "one", "plain"),
 )  # fmt: skip
 OURS = ("what they do not have", None, "sp2", "graph"), ("what they do not have", None, "one", "eager")
-# Of these the repeats hold a call that recorded something (see the text): the shortest is what they take.
-LEAST = {name: ("image_least", "loop_least", "step_least", "reserved", "spread")
-         for name in ("steps", "guidance", "resolution")}  # fmt: skip
 MISSING = "*Not measured yet.*"
 
 
 def kind(rows: Sequence[Row], name: str) -> str:
     """Returns the table of a kind's newest run."""
     found = newest([row for row in rows if row["bench"] == name], "bench").get((name,))
-    return MISSING if found is None else table.shown(found, LEAST.get(name, KINDS[name].columns), markdown=True)
+    return MISSING if found is None else table.shown(found, KINDS[name].columns, markdown=True)
 
 
 def meshes(rows: Sequence[Row]) -> str:
     """Returns of each model, size, number of steps and text length the newest run of meshes of several cards."""
-    found = newest([row for row in rows if row["bench"] == "parallel"], "model", "height", "steps", "text_tokens")
-    several = [run for run in found.values() if any(row["world"] > 1 for row in run)]
-    return "\n\n".join(table.shown(run, KINDS["parallel"].columns, markdown=True) for run in several) or MISSING
+    several = {row["run_id"] for row in rows if row["bench"] == "parallel" and row["world"] > 1}
+    wanted = [row for row in rows if row["bench"] == "parallel" and row["run_id"] in several]
+    found = newest(wanted, "model", "height", "steps", "text_tokens").values()
+    return "\n\n".join(table.shown(run, KINDS["parallel"].columns, markdown=True) for run in found) or MISSING
 
 
 def beside(rows: Sequence[Row], size: int, steps: int, columns: Sequence[tuple[str, float | None, str, str]]) -> str:
@@ -84,20 +82,20 @@ def trials(rows: Sequence[Row]) -> str:
 
 
 def agreement(rows: Sequence[Row]) -> str:
-    """Returns the newest two runs of meshes that have two cases in common, beside each other."""
+    """Returns the two runs of meshes that have most cases in common, of several such the newest, beside each other."""
     runs = {run: {compare.case_of(row): row for row in found if table.time_of(row)} for (run,), found in
             newest([row for row in rows if row["bench"] == "parallel"], "run_id").items()}  # fmt: skip
     names = list(runs)[::-1]
     pairs = [(first, second) for at, second in enumerate(names) for first in names[at + 1 :]]
-    for first, second in pairs:
-        common = [case for case in runs[first] if case in runs[second]]
-        if len(common) > 1:
-            lines = compare.ratios(*([runs[run][case] for case in common] for run in (first, second)))
-            cells: list[tuple[str, ...]] = [("case", f"{first}: s", f"{second}: s", "ratio", "ratio", "differ by")]
-            cells += [(name, f"{a:.4f}", f"{b:.4f}", f"{x:.3f}", f"{y:.3f}", f"{100 * by:+.1f} %")
-                      for name, a, b, x, y, by in lines]  # fmt: skip
-            return f"`--run {first} {second}`, on two machines:\n\n{table.as_markdown(cells)}"
-    return MISSING
+    first, second = max(pairs, key=lambda pair: len(runs[pair[0]].keys() & runs[pair[1]].keys()), default=("", ""))
+    common = [case for case in runs.get(first, ()) if case in runs[second]]
+    if len(common) < 2:
+        return MISSING
+    lines = compare.ratios(*([runs[run][case] for case in common] for run in (first, second)))
+    cells: list[tuple[str, ...]] = [("case", f"{first}: s", f"{second}: s", "ratio", "ratio", "differ by")]
+    cells += [(name, f"{a:.4f}", f"{b:.4f}", f"{x:.3f}", f"{y:.3f}", f"{100 * by:+.1f} %")
+              for name, a, b, x, y, by in lines]  # fmt: skip
+    return f"`--run {first} {second}`, on two machines:\n\n{table.as_markdown(cells)}"
 
 
 def newest_run(
@@ -120,10 +118,9 @@ def page(results: Path, on_the_cpu: Path = RESULTS / "cpu") -> str:
               "MESHES": meshes(rows),
               "STARTUP": newest_run(read([str(on_the_cpu)]), startup.NAME, "cpu", startup.shown),
               "STARTUP_GPU": newest_run(rows, startup.NAME, "gpu", startup.shown)}  # fmt: skip
-    values |= {name.upper(): kind(rows, name) for name in KINDS if name != "trials"}
-    limited = [row for row in rows if "memory_gib" in row]
-    values |= {"THROUGHPUT": kind([row for row in rows if "memory_gib" not in row], "throughput"),
-               "MEMORY_ENDS": kind(limited, "throughput")}  # fmt: skip
+    limited, free = ([row for row in rows if ("memory_gib" in row) == is_limited] for is_limited in (True, False))
+    values |= {name.upper(): kind(free, name) for name in KINDS if name != "trials"}
+    values |= {"MEMORY_ENDS": kind(limited, "throughput")}
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", value)
     return text
