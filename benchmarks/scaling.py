@@ -220,6 +220,7 @@ def constants() -> Iterator[tuple[str, ...]]:
     yield "kernels in a recorded step, to kernels alone", f"{step_time.SLOWER:g}"
     yield "stores to peers over NVLink", f"{step_time.PEER_BYTES / 1e9:g} GB/s"
     yield "of what products and attention store to peers, the part that costs time", f"{step_time.EXPOSED:g}"
+    yield "of the time of norms to other cards, the part that is left where they are copied", f"{step_time.COPIED:g}"
     yield "a meeting", f"{step_time.MEETING_US:g} us"
     yield "a small all-gather", f"{step_time.GATHER_US:g} us (assumed)"
     yield "a loop without its steps", f"{step_time.LOOP_MS:g} ms for two rows"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sd3par.config import ModelConfig, ParallelConfig
+from sd3par.copied_sums import LEAST_TOKENS
 
 HALF = 2  # bytes of a number
 
@@ -23,8 +24,8 @@ PRODUCTS = {
 }  # fmt: skip
 # Attention of 4429 tokens, by (rows, heads).
 ATTENTION = {(2, 24): 446.0, (1, 24): 231.0, (2, 12): 228.0, (1, 12): 120.0, (1, 6): 68.0, (1, 3): 42.0}
-# Loop seconds of 28 steps, by (dp, mp, sp), and milliseconds of decoding, by cards.
-LOOPS = {(1, 1, 1): 0.884, (2, 1, 1): 0.480, (1, 1, 2): 0.492, (1, 2, 1): 0.544}
+# Loop seconds of 28 steps, by (dp, mp, sp), run 59f609c10dbe, and milliseconds of decoding, by cards.
+LOOPS = {(1, 1, 1): 0.877, (2, 1, 1): 0.481, (1, 1, 2): 0.491, (1, 2, 1): 0.530}
 DECODE_MS = {1: 17.8, 2: 9.7}
 
 # Least squares of relative errors: of the four products of a block together, and of each attention.
@@ -34,11 +35,14 @@ NORM_BYTES, NORM_US = 3.9e12, 2.0  # gate, residual and norm of both streams: 30
 PEER_BYTES = 352e9  # a kernel's stores to another card's memory over NVLink: 10 MB in 30 us
 MEETING_US = 5.0
 GATHER_US = 20.0  # a small all-gather of NCCL's inside a graph: assumed, not measured
-# Noise, text embedding and modulations of two rows: loop / 28 is 32.16 ms where a step is 31.73, in two runs.
-LOOP_MS = 12.0
+# Noise, text embedding and modulations of two rows: by what two loops of one step exceed one of two (steps.jsonl).
+LOOP_MS = 4.0
+# Of the time that norms take to other cards what remains where they are copied beside products: a step on two cards
+# takes 18.68 instead of 19.36 ms (sd3par/copied_sums.py), and all of it would be 1.86.
+COPIED = 0.63
 # Least squares of relative errors of `LOOPS`: kernels in a recorded step to kernels alone (a hotter card), and
 # how many of the bytes that products and attention store to peers while they compute cost time.
-SLOWER, EXPOSED = 1.123, 0.06
+SLOWER, EXPOSED = 1.129, 0.21
 
 
 class Network(NamedTuple):
@@ -104,6 +108,12 @@ def sent(work: Work, mesh: ParallelConfig) -> Sent:
     )
 
 
+def copies_norms(work: Work, mesh: ParallelConfig) -> bool:
+    """Returns whether norms travel beside the products that take them, as sd3par/copied_sums.py decides it."""
+    rows = work.rows(mesh)
+    return mesh.mp > 1 and mesh.sp == 1 and rows % mesh.mp == 0 and rows * work.image_tokens >= LEAST_TOKENS
+
+
 def product_us(rows: float, columns: float, depth: float) -> float:
     """Returns the microseconds of a product [rows, depth] x [depth, columns]."""
     return 2e6 * rows * columns * depth / PRODUCT_FLOPS + PRODUCT_US
@@ -140,8 +150,9 @@ def kernels_us(work: Work, mesh: ParallelConfig) -> tuple[float, float, float]:
 def step_ms(work: Work, mesh: ParallelConfig, network: Network = ONE_HOST) -> float:
     """Returns the milliseconds of a step on `mesh`, ranks in order over hosts of `network.cards` each."""
     told, inner = sent(work, mesh), mesh.mp * mesh.sp
+    shown = told.shown * (COPIED if copies_norms(work, mesh) else 1.0)
     outside = max(0.0, 1 - network.cards / inner) if inner > network.cards else 0.0
-    wire = (EXPOSED * told.hidden + told.shown) * (1 - outside) / PEER_BYTES
+    wire = (EXPOSED * told.hidden + shown) * (1 - outside) / PEER_BYTES
     wire += (told.hidden + told.shown) * outside / network.bytes  # nothing stores to another host: all of it shows
     meeting = network.us if outside else MEETING_US
     gather = 0.0
