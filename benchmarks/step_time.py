@@ -35,7 +35,8 @@ NORM_BYTES, NORM_US = 3.9e12, 2.0  # gate, residual and norm of both streams: 30
 PEER_BYTES = 352e9  # a kernel's stores to another card's memory over NVLink: 10 MB in 30 us
 MEETING_US = 5.0
 GATHER_US = 20.0  # a small all-gather of NCCL's inside a graph: assumed, not measured
-# Noise, text embedding and modulations of two rows: by what two loops of one step exceed one of two (steps.jsonl).
+# Noise, text embedding and modulations of two rows: by what two loops of one step exceed one of two (steps.jsonl: 3.9
+# by medians, 2.6 by minima). The fit does not tell 0 from 12; EXPOSED would be 0.24 and 0.13 with these.
 LOOP_MS = 4.0
 # Of the time that norms take to other cards what remains where they are copied beside products: a step on two cards
 # takes 18.68 instead of 19.36 ms (sd3par/copied_sums.py), and all of it would be 1.86.

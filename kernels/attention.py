@@ -4,7 +4,9 @@ Online softmax over blocks of keys (FlashAttention-2, arXiv 2307.08691), statist
 
 Queries come times `query_scale`, so that keys weigh 2 ** (query @ key): a GPU's powers are of two, and a kernel has a
 multiplication less for each query and key. Weights that are loaded and the norm of queries have it (attention.py,
-qkv.py), before anything is rounded to half precision, where it costs neither time nor digits.
+qkv.py). There it costs no time, and no digits where something is rounded anyway: norms, and checkpoints of another
+dtype than the model's, as SD3-medium's in float16. Weights that bfloat16 held exactly are rounded: with such, the noise
+of SD3-medium at 512 x 512 is 0.0135 instead of 0.0134 from that in fp32, at 1024 x 1024 0.0130 either way.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def query_scale(head_dim: int) -> float:
 def attention_reference(segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
     """One or two [R, Ti, 3, heads, head_dim] -> [R, Ti, heads * head_dim] each; every token attends to all of both.
 
-    Queries are times `query_scale`.
+    Queries are times `query_scale`. In half precision, the product with log(2) rounds them once more.
     """
     require(outs is None, "outs", "addresses", "None where Triton kernels do not run: nothing else writes to addresses")
     qkv = segments[0] if len(segments) == 1 else paddle.concat(segments, axis=1)

@@ -49,7 +49,7 @@ def started(folder: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
         process = subprocess.Popen([sys.executable, "-W", "ignore", *command], cwd=work, env=environment, stdout=out,
-                                   stderr=err, start_new_session=True)  # fmt: skip
+                                   stderr=err, start_new_session=True, preexec_fn=_hear_ctrl_c)  # fmt: skip
     pids = [process.pid]
     try:
         yield process
@@ -59,6 +59,11 @@ def started(folder: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
             if not Process.look(pid).dead:
                 os.kill(pid, signal.SIGKILL)
         process.wait()
+
+
+def _hear_ctrl_c() -> None:
+    """A shell lets what it runs in the background ignore it, and with it all that is started there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def descendants(pid: int) -> list[int]:

@@ -71,13 +71,19 @@ def difference(a: list[Tensor], b: list[Tensor]) -> float:
     )
 
 
-def linear(rows: int, columns: int) -> Linear:
-    """Returns a product with weights [rows, columns], the same on every rank."""
+def linear(rows: int, columns: int, scale: Tensor | float = 1.0) -> Linear:
+    """Returns a product with weights [rows, columns] times scale, [columns] or one; the same on every rank."""
     made = Linear(rows, columns, DTYPE)
-    made.weight.set_value((paddle.randn([rows, columns]) * rows**-0.5).astype(DTYPE))
+    made.weight.set_value((paddle.randn([rows, columns]) * rows**-0.5 * scale).astype(DTYPE))
     if made.bias is not None:
-        made.bias.set_value(paddle.randn([columns]).astype(DTYPE))
+        made.bias.set_value((paddle.randn([columns]) * scale).astype(DTYPE))
     return made
+
+
+def scales(plan: WeightPlan) -> Tensor:
+    """Returns [3 * DIM]: attention's scale for the columns of queries, 1 for the others."""
+    factors = (kernels.query_scale(HEAD_DIM), 1.0, 1.0)
+    return paddle.to_tensor([one for heads in plan.groups for one in factors for _ in range(len(heads) * HEAD_DIM)])
 
 
 def exchange(mesh: Mesh, rows: int) -> None:
@@ -85,7 +91,7 @@ def exchange(mesh: Mesh, rows: int) -> None:
     plan = WeightPlan(HEADS, HEAD_DIM, sp=mesh.sp.size)
     tokens = [tokens_for(mesh.sp.rank, mesh.sp.size, count) for count in (IMAGE, TEXT)]
     paddle.seed(1)
-    layers = [linear(DIM, 3 * DIM) for _ in tokens]
+    layers = [linear(DIM, 3 * DIM, scales(plan)) for _ in tokens]
     whole = [paddle.randn([rows, count, DIM]).astype(DTYPE) for count in (IMAGE, TEXT)]
     parts = [
         paddle.concat([x[:, t.start : t.stop], x[:, : t.padding] * 0], axis=1)

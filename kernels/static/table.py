@@ -13,7 +13,8 @@ from typing import Any
 
 from sd3par.errors import Sd3parError
 
-MAGIC, VERSION = "sd3par-kernels", 1
+# The version changes with what kernels mean, too: one process finds those of all its files by name and constants.
+MAGIC, VERSION = "sd3par-kernels", 2  # 2: queries come scaled
 
 
 class CompileError(Sd3parError):

@@ -33,7 +33,10 @@ class Made(Protocol):
 
 @dataclass(frozen=True)
 class Uniform:
-    """Numbers from -bound to bound that bfloat16 holds exactly: models of all dtypes get the same weights."""
+    """Numbers from -bound to bound that bfloat16 holds exactly: models of all dtypes get the same weights.
+
+    All but those of queries without a norm, which are multiplied when they are loaded.
+    """
 
     shape: tuple[int, ...]
     bound: float

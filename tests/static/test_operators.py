@@ -239,7 +239,9 @@ def test_files_that_are_missing_or_of_another_version_are_refused(tmp_path: Path
         static.load_operators(tmp_path)
     shutil.copyfile(build.library(), tmp_path / build.LIBRARY)
     (tmp_path / build.KERNELS).write_text(f"{table.MAGIC} {table.VERSION + 1} 0\n")
-    with pytest.raises(ConfigError, match=f"{build.KERNELS} is of version 2; this library reads 1"):
+    with pytest.raises(
+        ConfigError, match=f"{build.KERNELS} is of version {table.VERSION + 1}; this library reads {table.VERSION}"
+    ):
         static.load_operators(tmp_path)
 
 

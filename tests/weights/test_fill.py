@@ -35,11 +35,11 @@ SHAPES: dict[str, tuple[int, ...]] = {
 class Block(nn.Layer):
     """The share of mp rank `rank` in a small block of 4 heads."""
 
-    def __init__(self, rank: int, mp: int, dtype: str) -> None:
+    def __init__(self, rank: int, mp: int, dtype: str, factors: tuple[float, ...] = ()) -> None:
         super().__init__()
         plan = WeightPlan(4, DIM // 4, mp, rank)
         self.norm = LayerNorm(DIM, 1e-6, dtype)
-        self.qkv = Linear(DIM, plan.qkv, dtype)
+        self.qkv = Linear(DIM, plan.qkv, dtype, factors=factors)
         self.up = Linear(DIM, plan.share(HIDDEN), dtype)
         self.down = Linear(plan.share(HIDDEN), DIM, dtype)
 
@@ -86,6 +86,20 @@ def test_the_ranks_together_hold_the_checkpoint(tmp_path: Path, mp: int, dtype: 
     for block in blocks:
         np.testing.assert_array_equal(bits(block.norm.bias), stored["norm.bias"])
         assert block.qkv.weight.dtype == (paddle.float32 if dtype == "float32" else paddle.bfloat16)
+
+
+@pytest.mark.parametrize("mp", [1, 2])
+def test_what_is_multiplied_is_rounded_once(tmp_path: Path, mp: int) -> None:
+    """Of a file in float16, whose numbers bfloat16 does not hold, queries and values are."""
+    file, factors = checkpoint(tmp_path, "float16"), (0.18, 1.0, 3.0)
+    blocks = [Block(rank, mp, "bfloat16", factors) for rank in range(mp)]
+    for block in blocks:
+        fill(block, file, source)
+    for part, name in enumerate(("to_q", "to_k", "to_v")):
+        for kind, shape in (("weight", (3, -1, DIM)), ("bias", (3, -1))):
+            held = [bits(getattr(block.qkv, kind)).T.reshape(shape)[part] for block in blocks]
+            exact = bits(file.read(f"attn.{name}.{kind}")) * np.float32(factors[part])
+            np.testing.assert_array_equal(np.concatenate(held), bits(paddle.to_tensor(exact).astype("bfloat16")))
 
 
 @pytest.mark.parametrize("mp", [1, 2, 4])

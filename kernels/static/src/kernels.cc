@@ -14,7 +14,7 @@ namespace sd3par {
 namespace {
 
 constexpr char kMagic[] = "sd3par-kernels";
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;  // that of table.py
 constexpr char kFile[] = "sd3par_kernels.bin";
 constexpr int kExactFrom = 90;  // from here on Triton compiles for one GPU alone (sm_90a), below for later ones too
 
