@@ -7,7 +7,8 @@ results are not finite, and its program does it again in the usual way, when it 
 largest score of a block, no exponential for it and no scaling of sums. "near": where all 64 queries' anchors are near
 0, relative to 0, and nothing is subtracted. A block takes 416, 310 and 246 instructions of a thread. Each costs time
 where a card is at the limit of its power, as in a step of a large picture: two rows of 1024 x 1024 take 482 us anchored
-and 464 near, a loop of SD3-medium with near ones 0.980 of its time on a card that ran hot, 0.996 on a cooler one.
+and 464 near, a loop of SD3-medium with near ones 0.980 of its time on a card that ran hot, 0.996 on a cooler one (one
+run each, by a script).
 
 Hence what did not help, measured on an H200: FlashAttention-4's powers by polynomials, in place of 1/8, 1/4 or 3/8 of
 those by the special function unit, which is busy for as long as the tensor cores are. Fewer wait, and more is computed:
