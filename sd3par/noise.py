@@ -81,14 +81,22 @@ def _blocks(generators: list[np.random.RandomState], count: int) -> Tensor:
     """
     whole = count // BLOCK * BLOCK
     # The uniforms of an incomplete last block are drawn, and not used: the last 16 numbers are drawn once more.
-    drawn = [np.append(_uniforms(one, count)[:whole], _uniforms(one, BLOCK)) for one in generators]
-    normal = _box_muller_blocks(paddle.to_tensor(np.stack(drawn)))
-    return normal[:, :count] if whole == count else paddle.concat([normal[:, : count - BLOCK], normal[:, whole:]], 1)
+    drawn = np.empty([len(generators), count if whole == count else count + BLOCK], np.float32)
+    for generator, row in zip(generators, drawn, strict=True):
+        _draw(generator, row[:count])
+        _draw(generator, row[count:])
+    if whole == count:
+        return _box_muller_blocks(paddle.to_tensor(drawn))
+    normal = _box_muller_blocks(paddle.to_tensor(np.concatenate([drawn[:, :whole], drawn[:, count:]], axis=1)))
+    return paddle.concat([normal[:, : count - BLOCK], normal[:, whole:]], 1)
 
 
-def _uniforms(generator: np.random.RandomState, count: int) -> np.ndarray:
-    """Returns [count] float32 in [0, 1), of 24 bits."""
-    return (_bits(generator, count) & 0xFFFFFF).astype(np.float32) * np.float32(2.0**-24)
+def _draw(generator: np.random.RandomState, into: np.ndarray) -> None:
+    """Fills [count] float32 with uniforms in [0, 1), of 24 bits; in few places, which the system gives page by page."""
+    bits = _bits(generator, into.size)
+    bits &= 0xFFFFFF
+    into[:] = bits
+    into *= np.float32(2.0**-24)
 
 
 def _box_muller_blocks(uniforms: Tensor) -> Tensor:
