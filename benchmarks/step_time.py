@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sd3par.config import ModelConfig, ParallelConfig
-from sd3par.copied_sums import LEAST_TOKENS
+from sd3par.copied_sums import copies_rows
 
 HALF = 2  # bytes of a number
 
@@ -110,9 +110,8 @@ def sent(work: Work, mesh: ParallelConfig) -> Sent:
 
 
 def copies_norms(work: Work, mesh: ParallelConfig) -> bool:
-    """Returns whether norms travel beside the products that take them, as sd3par/copied_sums.py decides it."""
-    rows = work.rows(mesh)
-    return mesh.mp > 1 and mesh.sp == 1 and rows % mesh.mp == 0 and rows * work.image_tokens >= LEAST_TOKENS
+    """Returns whether norms travel beside the products that take them."""
+    return mesh.mp > 1 and mesh.sp == 1 and copies_rows(mesh.mp, work.rows(mesh), work.image_tokens)
 
 
 def product_us(rows: float, columns: float, depth: float) -> float:

@@ -12,13 +12,7 @@ from paddle import Tensor
 from sd3par import device
 from sd3par.config import require
 from sd3par.kernels.adaln import MAX_DIM, Copies, Modulation, Stream, adaln_reference, adaln_triton
-from sd3par.kernels.attention import (
-    MAX_HEAD_DIM,
-    Scattered,
-    attention_reference,
-    attention_triton,
-    query_scale,
-)
+from sd3par.kernels.attention import MAX_HEAD_DIM, Scattered, attention_reference, attention_triton, query_scale
 from sd3par.kernels.attention_hopper import attention_hopper
 from sd3par.kernels.attention_hopper import fits as hopper_fits
 from sd3par.kernels.conv import (

@@ -81,7 +81,6 @@ def _attend(q, start, end, work, bufs, bars, rings, ANCHORED: gl.constexpr):  # 
     hopper.mbarrier.arrive(k_empty.index(k_index))
     k_index, k_phase = _next(k_index, k_phase, STAGES)
     top = gl.max(scores, 1)
-    near = gl.to_tensor(False)
     if ANCHORED:
         near = _is_near(top)
         top = gl.where(near, 0.0, top)
@@ -90,12 +89,12 @@ def _attend(q, start, end, work, bufs, bars, rings, ANCHORED: gl.constexpr):  # 
     p = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
     hopper.mbarrier.wait(k_ready.index(k_index), k_phase, pred=start + 1 < end)
     sums, inner = (acc, total, top, p), (k_index, k_phase, v_index, v_phase)
-    if near:
-        sums, inner = _blocks(q, start, end, work, bufs, bars, inner, sums, "near")
-    elif ANCHORED:
-        sums, inner = _blocks(q, start, end, work, bufs, bars, inner, sums, "anchored")
-    else:
+    if not ANCHORED:
         sums, inner = _blocks(q, start, end, work, bufs, bars, inner, sums, "rising")
+    elif near:
+        sums, inner = _blocks(q, start, end, work, bufs, bars, inner, sums, "near")
+    else:
+        sums, inner = _blocks(q, start, end, work, bufs, bars, inner, sums, "anchored")
     acc, total, top, p = sums
     k_index, k_phase, v_index, v_phase = inner
     hopper.mbarrier.wait(v_ready.index(v_index), v_phase)

@@ -28,8 +28,8 @@ class Attention(nn.Layer):
     def __init__(self, plan: WeightPlan, dtype: str, qk_norm: bool) -> None:
         super().__init__()
         dim, self.head_dim = plan.mixed.total, plan.head_dim
-        self.factors = () if qk_norm else (kernels.query_scale(self.head_dim), 1.0, 1.0)
-        self.qkv = Linear(dim, plan.qkv, dtype, factors=self.factors)
+        factors = () if qk_norm else (kernels.query_scale(self.head_dim), 1.0, 1.0)
+        self.qkv = Linear(dim, plan.qkv, dtype, factors=factors)
         self.to_out = Linear(plan.mixed, dim, dtype)
         self.norm_q = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
         self.norm_k = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
@@ -52,7 +52,7 @@ class JointAttention(Attention):
     def __init__(self, plan: WeightPlan, dtype: str, qk_norm: bool, last: bool) -> None:
         super().__init__(plan, dtype, qk_norm)
         dim = plan.mixed.total
-        self.qkv_context = Linear(dim, plan.qkv, dtype, factors=self.factors)
+        self.qkv_context = Linear(dim, plan.qkv, dtype, factors=self.qkv.factors)
         self.to_add_out = None if last else Linear(plan.mixed, dim, dtype)
         self.norm_added_q = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
         self.norm_added_k = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None

@@ -48,7 +48,7 @@ class CopiedSums(PeerSums):
         """[R, t, D] of image and text before the first block -> what of them this rank norms, views."""
         self._post.under_way = False
         rows = streams[0].shape[0]
-        self._copies_rows = rows % self.axis.size == 0 and _is_large(streams[0])
+        self._copies_rows = copies_rows(self.axis.size, rows, streams[0].shape[1])
         return [x[self._rows(rows)] for x in streams] if self._copies_rows else super().held(streams)
 
     def norm(self, streams: list[kernels.Stream], lengths: list[int], last: bool = False) -> list[tuple[Tensor, ...]]:
@@ -142,6 +142,11 @@ class CopiedSums(PeerSums):
             places = [paddle.to_tensor([self._slot(parts, to)], dtype="int64") for to in range(mp)]
             made.append((parts, [Scattered(place, length, length * dim, dim) for place in places]))
         return made
+
+
+def copies_rows(mp: int, rows: int, tokens: int) -> bool:
+    """Returns whether `mp` ranks copy norms, of so many rows of a picture of `tokens` patches."""
+    return rows % mp == 0 and rows * tokens >= LEAST_TOKENS
 
 
 def _is_large(x: Tensor) -> bool:

@@ -92,7 +92,7 @@ def _blocks(generators: list[np.random.RandomState], count: int) -> Tensor:
 
 
 def _draw(generator: np.random.RandomState, into: np.ndarray) -> None:
-    """Fills [count] float32 with uniforms in [0, 1), of 24 bits; in few places, which the system gives page by page."""
+    """Fills [count] float32 with uniforms in [0, 1), of 24 bits; in place, as new pages take longer than arithmetic."""
     bits = _bits(generator, into.size)
     bits &= 0xFFFFFF
     into[:] = bits

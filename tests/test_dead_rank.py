@@ -46,7 +46,7 @@ def started(folder: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
     """Starts `python command...` in an empty folder, with its output in files above; ends it with all it started."""
     work = folder / "work"
     work.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
     with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
         process = subprocess.Popen([sys.executable, "-W", "ignore", *command], cwd=work, env=environment, stdout=out,
                                    stderr=err, start_new_session=True, preexec_fn=_hear_ctrl_c)  # fmt: skip

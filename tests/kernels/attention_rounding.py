@@ -110,8 +110,8 @@ def _parts(
     sizes, top = np.diff([*edges, scores.shape[1]]), np.maximum.reduceat(scores, edges, axis=1)  # [n, blocks]
     parts = [slice(a, b) for a, b in pairwise([*starts, len(edges)])]
     for part in parts:
-        anchor = _anchors(top[:, part.start], group)[:, None] if steps.anchored else None
-        top[:, part] = np.maximum.accumulate(top[:, part], axis=1) if anchor is None else anchor
+        own = top[:, part]
+        top[:, part] = _anchors(own[:, 0], group)[:, None] if steps.anchored else np.maximum.accumulate(own, axis=1)
     last = np.stack([top[:, part.stop - 1] for part in parts])  # [parts, n]
     acc = total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):

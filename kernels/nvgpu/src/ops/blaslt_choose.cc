@@ -144,7 +144,7 @@ std::string Note(size_t timed, float first_ms, float best_ms) {
   return text;
 }
 
-// A card that is not hot yet. On a hot H200, each running for 0.12 s without a pause, others are the fastest of some
+// Times are those of a card that is not hot. On a hot H200, each running for 0.12 s without a pause, others are the fastest of some
 // products; with those a loop at 1024 x 1024 took 0.996 of the time for two rows, and as long for one.
 TunedAlgorithm Fastest(const LtCall& call, Results candidates, const Flush& flush) {
   TunedAlgorithm found{candidates[0].algo, "none runs"};
