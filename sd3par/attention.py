@@ -19,7 +19,7 @@ NORM_EPSILON = 1e-6
 
 
 class Attention(nn.Layer):
-    """Products of the image's attention to itself: packed QKV by columns, output by rows.
+    """Products of the image's attention to itself: packed QKV by columns, output by rows, or whole.
 
     Names are diffusers' but for the packed ones: `qkv` is to_q, to_k, to_v; `to_out` is to_out.0. Queries get
     attention's scale from their norm, or where they have none from the loaded to_q.
@@ -27,10 +27,10 @@ class Attention(nn.Layer):
 
     def __init__(self, plan: WeightPlan, dtype: str, qk_norm: bool) -> None:
         super().__init__()
-        dim, self.head_dim = plan.mixed.total, plan.head_dim
+        dim, self.head_dim = plan.dim, plan.head_dim
         factors = () if qk_norm else (kernels.query_scale(self.head_dim), 1.0, 1.0)
         self.qkv = Linear(dim, plan.qkv, dtype, factors=factors)
-        self.to_out = Linear(plan.mixed, dim, dtype)
+        self.to_out = Linear(plan.out, dim, dtype)
         self.norm_q = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
         self.norm_k = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
 
@@ -51,9 +51,9 @@ class JointAttention(Attention):
 
     def __init__(self, plan: WeightPlan, dtype: str, qk_norm: bool, last: bool) -> None:
         super().__init__(plan, dtype, qk_norm)
-        dim = plan.mixed.total
+        dim = plan.dim
         self.qkv_context = Linear(dim, plan.qkv, dtype, factors=self.qkv.factors)
-        self.to_add_out = None if last else Linear(plan.mixed, dim, dtype)
+        self.to_add_out = None if last else Linear(plan.out, dim, dtype)
         self.norm_added_q = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
         self.norm_added_k = RMSNorm(self.head_dim, NORM_EPSILON, dtype) if qk_norm else None
 
@@ -70,6 +70,11 @@ def _weight(norm: RMSNorm | None) -> Tensor | None:
     return None if norm is None else norm.weight
 
 
+def mixed(together: list[list[Tensor]]) -> list[Tensor]:
+    """Attention within each list of [R, T, 3, heads, hd] -> [R, T, heads * hd] of each."""
+    return [x for segments in together for x in kernels.attention(segments)]
+
+
 class SequenceExchange:
     """Ulysses (arXiv 2309.14509): tokens of this sp rank, all heads <-> all tokens, this sp rank's heads.
 
@@ -80,9 +85,13 @@ class SequenceExchange:
     """
 
     def __init__(
-        self, mesh: Mesh, plan: WeightPlan, multiply: Callable[[list[Product]], list[Tensor]] = kernels.linears
+        self,
+        mesh: Mesh,
+        plan: WeightPlan,
+        multiply: Callable[[list[Product]], list[Tensor]] = kernels.linears,
+        mix: Callable[[list[list[Tensor]]], list[Tensor]] = mixed,
     ) -> None:
-        self.mesh, self.axis, self._multiply = mesh, mesh.sp, multiply
+        self.mesh, self.axis, self._multiply, self._mix = mesh, mesh.sp, multiply, mix
         self.widths = [len(heads) * plan.head_dim for heads in plan.groups]  # of q, of k and of v; the widest first
 
     def project(self, projections: list[Product], tokens: list[Tokens]) -> list[Tensor]:
@@ -99,12 +108,12 @@ class SequenceExchange:
     def attend(self, together: list[list[Tensor]], tokens: list[Tokens]) -> list[Tensor]:
         """Attention within each list of [R, total, 3, heads, hd] -> [R, size, inner] of each, of this mp rank's heads.
 
-        tokens: of all segments, list after list.
+        tokens: of all segments, list after list. What `mix` gives is what comes back without sp.
         """
-        mixed = [x for segments in together for x in kernels.attention(segments)]  # [R, total, heads * hd]
+        parts = self._mix(together)  # [R, total, heads * hd]
         if self.axis.size == 1:
-            return mixed
-        scattered = [_scatter(x, one, self.axis.size, self.widths[0]) for x, one in zip(mixed, tokens, strict=True)]
+            return parts
+        scattered = [_scatter(x, one, self.axis.size, self.widths[0]) for x, one in zip(parts, tokens, strict=True)]
         x = self.mesh.all_to_all(self.axis, paddle.concat(scattered, axis=2))  # part j holds the heads of rank j
         return merge(x, self.widths).split([one.size for one in tokens], axis=1)
 

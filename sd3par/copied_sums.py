@@ -1,8 +1,8 @@
-"""As `PeerSums`, but norms travel beside the products that take them: for many tokens, and rows enough.
+"""As `PeerSums`, but norms and parts travel beside the products around them: for many tokens, and rows enough.
 
-A rank norms whole rows of the batch, for itself. While the device copies these norms to the others, a product takes the
-rows that this rank has normed, and then those that have arrived. Parts of sums are stored by the products' own kernel:
-copied beside them they took as long (kernels/linear_to.py).
+A rank norms whole rows of the batch, for itself. While the device copies the image's norms to the others, a product
+takes the rows that this rank has normed, then the text's, which are few and stored to all at once, and then those of
+the image that have arrived. A long product's parts for other ranks come first, and are copied beside the others.
 
 No rank overwrites what another still reads: norms are read before a meeting and sent again behind it, and parts are
 read before norms are sent, and stored again when these have been received.
@@ -16,37 +16,43 @@ import paddle
 from paddle import Tensor
 
 from sd3par import kernels
-from sd3par.kernels import Copies, Product, Rectangle, Scattered
+from sd3par.kernels import Copies, Product, Rectangle
 from sd3par.mesh import Mesh
-from sd3par.peer_memory import Post, Rooms, Shared
+from sd3par.peer_memory import Carrier, Post, Rooms, Shared, SharedPool
 from sd3par.peer_sums import PeerSums
+from sd3par.plan import WeightPlan
 from sd3par.sums import Branch, GatedBranches
 
 # Of the image, in all rows. A recorded step of SD3-medium on two H200s takes 18.68 ms with copies and 19.36 without for
 # 8192 tokens, 10.52 and 10.54 for 4608, 35.8 and 35.9 for 16384 (benchmarks/gpu/copied.py); as this was first written
 # 6.84 and 5.43 for 2048, where one launch makes the products of both streams.
 LEAST_TOKENS = 8192
+# Terms of a product from which on its parts are copied: before, the copies take longer than what is left to multiply.
+# Of 1536 columns, two H200s: with 3072 terms 48 us a row and 35 us its copy, with 768 17 us.
+LEAST_TERMS = 2048
 
 
 class CopiedSums(PeerSums):
-    """Sums with copied norms where mp divides the rows and the image has `LEAST_TOKENS`, else as `PeerSums`.
+    """Sums with copies where mp divides the rows and the image has `LEAST_TOKENS`, else as `PeerSums`.
 
     Raises:
         RuntimeError: the processes cannot map each other's memory.
     """
 
-    def __init__(self, mesh: Mesh, dim: int, dtype: str) -> None:
-        super().__init__(mesh, dim, dtype)
+    def __init__(self, mesh: Mesh, plan: WeightPlan, dtype: str) -> None:
+        super().__init__(mesh, plan, dtype)
         self._others = [rank for rank in range(mesh.mp.size) if rank != mesh.mp.rank]
-        self._post = Post(mesh, mesh.mp)
+        self._post, self._notes = Post(mesh, mesh.mp), Post(mesh, mesh.mp)  # copied norms, and stored ones
+        self._carrier, self._sent = Carrier(mesh), SharedPool(mesh, mesh.mp, dtype)
         self._copies_rows = False  # in this step
         self._row_norm_room: Callable[..., tuple[list[list[Shared]], list[list[Copies]]]]
         self._row_norm_room = Rooms(mesh, self._lay_out_row_norms)
-        self._row_room: Callable[..., list[tuple[Shared, list[Scattered]]]] = Rooms(mesh, self._lay_out_row_parts)
+        self._row_room: Callable[..., list[Shared]] = Rooms(mesh, self._lay_out_row_parts)
+        self._sent_room: Callable[..., list[Shared]] = Rooms(mesh, self._lay_out_sent)
 
     def held(self, streams: list[Tensor]) -> list[Tensor]:
         """[R, t, D] of image and text before the first block -> what of them this rank norms, views."""
-        self._post.under_way = False
+        self._post.under_way = self._notes.under_way = False
         rows = streams[0].shape[0]
         self._copies_rows = copies_rows(self.axis.size, rows, streams[0].shape[1])
         return [x[self._rows(rows)] for x in streams] if self._copies_rows else super().held(streams)
@@ -62,8 +68,7 @@ class CopiedSums(PeerSums):
         if last:
             self._meet()
         else:
-            norms = [shared for room in rooms for shared in room]
-            self._post.send([(x.own[mine], self._place(x, to, mine)) for x in norms for to in self._others])
+            self._send([shared for room in rooms for shared in room], mine)
         return [(x, *(shared.own for shared in room)) for (x,), room in zip(sums, rooms, strict=True)]
 
     def multiply(self, products: list[Product], gelu: bool = False) -> list[Tensor]:
@@ -73,32 +78,72 @@ class CopiedSums(PeerSums):
         large = [one for one in products if _is_large(one.x)]
         rows = products[0].x.shape[0]
         mine = self._rows(rows)
-        with self._post.receiving():
+        with self._post.receiving(), self._notes.receiving():
             made = [paddle.empty([*one.x.shape[:2], one.weight.shape[1]], dtype=one.x.dtype) for one in large]
             _multiply_rows(large, made, mine, gelu)
-        for others in (slice(0, mine.start), slice(mine.stop, rows)):
-            _multiply_rows(large, made, others, gelu)
-        done, rest = iter(made), iter(kernels.linears([one for one in products if not _is_large(one.x)], gelu))
+            self._notes.receive()
+            small = kernels.linears([one for one in products if not _is_large(one.x)], gelu)
+            self._post.receive()
+            for others in (slice(0, mine.start), slice(mine.stop, rows)):
+                _multiply_rows(large, made, others, gelu)
+        done, rest = iter(made), iter(small)
         return [next(done if _is_large(one.x) else rest) for one in products]
+
+    def mix(self, together: list[list[Tensor]]) -> list[Tensor]:
+        """As `PeerSums.mix`, but of whole rows: [R, t, 3, heads, hd] -> [R / mp, t, D] of each."""
+        return self._mix.by_rows(together) if self._copies_rows else super().mix(together)
+
+    def out(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
+        """Returns the products after attention, of what `mix` gives: [R / mp, t, D]."""
+        if not self._copies_rows:
+            return super().out(branches)
+        mine = self._rows(self.axis.size * branches[0].given.shape[0])
+        return super().out([one.gated_of(mine) if isinstance(one, GatedBranches) else one for one in branches])
 
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the parts of each sum over mp, [mp, R / mp, t, D]: `norm` adds them up."""
         if not self._copies_rows:
             return super().add(branches)
-        rows = branches[0].given.shape[0]
-        products: list[Product] = []
-        rectangles: list[Rectangle] = []
-        rooms = self._row_room(rows, *(branch.given.shape[1] for branch in branches))
-        for branch, (parts, outs) in zip(branches, rooms, strict=True):
-            if isinstance(branch, GatedBranches):
-                for to, out in enumerate(outs):
-                    branch.of_rows(self._rows(rows, to)).store(out)
-            else:
-                rectangles += self._row_rectangles(len(products), rows, branch.x.shape[1], parts)
-                products.append(branch.product()._replace(x=branch.x.flatten(0, 1)))
-        kernels.linear_to(products, rectangles)
+        products = [branch.product() for branch in branches if isinstance(branch, Branch)]  # MLPs' alone are added
+        rows, lengths = products[0].x.shape[0], [one.x.shape[1] for one in products]
+        rooms = self._row_room(rows, *lengths)
+        long = [i for i, one in enumerate(products) if _is_large(one.x) and one.x.shape[2] >= LEAST_TERMS]
+        try:
+            for i, sent in zip(long, self._sent_room(rows, *(lengths[i] for i in long)), strict=True):
+                self._carry(products[i], sent, rooms[i])
+            self._store(
+                [(one, room) for i, (one, room) in enumerate(zip(products, rooms, strict=True)) if i not in long]
+            )
+            for i in long:
+                mine = self._rows(rows)
+                kernels.linear_into(products[i]._replace(x=products[i].x[mine]), rooms[i].own[self.axis.rank])
+        finally:
+            self._carrier.finish()
         self._meet()
-        return [parts.own for parts, _ in rooms]
+        return [parts.own for parts in rooms]
+
+    def _send(self, norms: list[Shared], mine: slice) -> None:
+        """Copies what is large to the others, and tells of what was stored to them."""
+        if any(not _is_large(x.own) for x in norms):
+            self._notes.send([])
+        self._post.send(
+            [(x.own[mine], self._place(x, to, mine)) for x in norms if _is_large(x.own) for to in self._others]
+        )
+
+    def _carry(self, product: Product, sent: Shared, parts: Shared) -> None:
+        """Computes the parts for other ranks of a product, x: [R, t, K], and begins to copy each when it is there."""
+        rows = product.x.shape[0]
+        for place, to in zip(sent.own, self._others, strict=True):
+            kernels.linear_into(product._replace(x=product.x[self._rows(rows, to)]), place)
+            self._carrier.send([(place, self._slot(parts, to))])
+
+    def _store(self, given: list[tuple[Product, Shared]]) -> None:
+        """Computes products, x: [R, t, K] each, whose kernel stores the parts."""
+        rectangles: list[Rectangle] = []
+        for number, (one, parts) in enumerate(given):
+            rectangles += self._row_rectangles(number, one.x.shape[0], one.x.shape[1], parts)
+        if given:
+            kernels.linear_to([one._replace(x=one.x.flatten(0, 1)) for one, _ in given], rectangles)
 
     def _rows(self, rows: int, rank: int | None = None) -> slice:
         """Returns which of the rows a rank norms, by default this one."""
@@ -124,24 +169,30 @@ class CopiedSums(PeerSums):
     def _lay_out_row_norms(
         self, rows: int, lengths: tuple[int, ...], counts: tuple[int, ...], last: bool
     ) -> tuple[list[list[Shared]], list[list[Copies]]]:
-        """Room for `counts` norms of each stream, which this rank stores to itself, the last ones to all."""
+        """Room for `counts` norms of each stream, which this rank stores to itself, small and last ones to all."""
         rooms, start = self._norm_tensors(rows, lengths, counts, last), self._rows(rows).start
-        ranks = None if last else [self.axis.rank]
-        outs = [
-            [Copies(shared.everywhere(start * shared.own.strides[0], ranks), shared.own.strides[0]) for shared in room]
-            for room in rooms
-        ]
-        return rooms, outs
 
-    def _lay_out_row_parts(self, rows: int, *lengths: int) -> list[tuple[Shared, list[Scattered]]]:
-        """Room for parts of branches, and where this rank's go, to each rank."""
-        mp, share, made = self.axis.size, rows // self.axis.size, []
-        shapes = [[mp, share, length, self.dim] for length in lengths]
-        for parts in self._parts.tensors(shapes, [mp * share * length * self.dim for length in lengths]):
-            _, _, length, dim = parts.own.shape
-            places = [paddle.to_tensor([self._slot(parts, to)], dtype="int64") for to in range(mp)]
-            made.append((parts, [Scattered(place, length, length * dim, dim) for place in places]))
-        return made
+        def copies(shared: Shared) -> Copies:
+            ranks = [self.axis.rank] if _is_large(shared.own) and not last else None
+            return Copies(shared.everywhere(start * shared.own.strides[0], ranks), shared.own.strides[0])
+
+        return rooms, [[copies(shared) for shared in room] for room in rooms]
+
+    def _lay_out_row_parts(self, rows: int, *lengths: int) -> list[Shared]:
+        """Room for parts of branches, [mp, R / mp, t, D] each."""
+        return self._rows_of(self._parts, self.axis.size, rows, lengths)
+
+    def _lay_out_sent(self, rows: int, *lengths: int) -> list[Shared]:
+        """Room for the parts that others get, [mp - 1, R / mp, t, D] each."""
+        return self._rows_of(self._sent, self.axis.size - 1, rows, lengths)
+
+    def _rows_of(self, pool: SharedPool, count: int, rows: int, lengths: tuple[int, ...]) -> list[Shared]:
+        """Returns room for [count, R / mp, t, D] of each length."""
+        if not lengths:
+            return []
+        share = rows // self.axis.size
+        shapes = [[count, share, length, self.dim] for length in lengths]
+        return pool.tensors(shapes, [count * share * length * self.dim for length in lengths])
 
 
 def copies_rows(mp: int, rows: int, tokens: int) -> bool:

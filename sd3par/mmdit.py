@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -80,7 +81,7 @@ class Modulation(nn.Layer):
 class JointBlock(nn.Layer):
     """One block: joint attention of both streams (and one of the image alone in a dual block), then two MLPs.
 
-    The last block has no text output. Two sums over mp, each of both streams in one buffer.
+    The last block has no text output. Two sums over mp, each of both streams in one buffer, or one, of the MLPs.
     """
 
     def __init__(self, config: ModelConfig, index: int, plan: WeightPlan, routes: Routes, dtype: str) -> None:
@@ -132,11 +133,11 @@ class JointBlock(nn.Layer):
         return Residual(residual, x, gate2), Residual(residual_c, c, gate_c2)
 
     def _attend(self, x: Tensor, c: Tensor, layout: Layout) -> list[Tensor]:
-        """x: [R, ti, D], c: [R, tc, D] -> sums over mp of the image's and, but in the last block, the text's."""
+        """x: [R, ti, D], c: [R, tc, D] -> what attention adds to the image and, but in the last block, to the text."""
         tokens, attn = list(layout), self.attn
         x, c = self.exchange.project([attn.project_image(x), attn.project_context(c)], tokens)
         x, c = self.exchange.attend([[attn.heads_of_image(x), attn.heads_of_context(c)]], tokens)
-        return self.sums.add([Branch(x, attn.to_out), *self._text(c)])
+        return self.sums.out([Branch(x, attn.to_out), *self._text(c)])
 
     def _attend_dual(
         self, attn2: Attention, x: Tensor, x2: Tensor, c: Tensor, gate: Tensor, gate2: Tensor, layout: Layout
@@ -148,7 +149,7 @@ class JointBlock(nn.Layer):
         joint = [attn.heads_of_image(x), attn.heads_of_context(c)]
         x, c, x2 = self.exchange.attend([joint, [attn2.heads_of_image(x2)]], tokens)
         both = GatedBranches(Branch(x, attn.to_out), gate, Branch(x2, attn2.to_out), gate2)
-        return self.sums.add([both, *self._text(c)])
+        return self.sums.out([both, *self._text(c)])
 
     def _feed_forward(self, streams: list[tuple[FeedForward, Tensor]]) -> list[Tensor]:
         """x: [R, t, D] of each stream -> their MLPs' sums over mp."""
@@ -177,6 +178,7 @@ class MMDiT(nn.Layer):
         config.check_mesh(ParallelConfig(mesh.dp.size, mesh.mp.size, mesh.sp.size))
         self.config, self.mesh, self.dtype, plan = config, mesh, dtype, plan_of(config, mesh)
         self.routes = routes_for(mesh, plan, dtype)
+        plan = replace(plan, whole_out=self.routes.whole_out)
         self.pos_embed = PatchEmbedder(config, dtype)
         self.time_text_embed = TimeTextEmbedder(config.dim, config.pooled_projection_dim, dtype)
         self.context_embedder = Linear(config.joint_attention_dim, config.dim, dtype)

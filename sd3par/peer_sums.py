@@ -1,7 +1,10 @@
 """What `Sums` does by collectives, without any: products store to each rank its rows of their parts, norms go to all.
 
-No rank overwrites what another still reads: parts are read behind one meeting and stored again behind the next one, and
-norms are read before one and stored again behind it.
+Without sp no parts of the product after attention are sent: attention stores what its heads make of a token to the rank
+that norms it, a half of the bytes or less, and that rank makes the whole product.
+
+No rank overwrites what another still reads: parts and mixed tokens are read behind one meeting and stored again behind
+the next one, and norms are read before one and stored again behind it.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from sd3par import kernels
 from sd3par.kernels import Copies, Product, Rectangle, Scattered
 from sd3par.mesh import Mesh
 from sd3par.peer_memory import Meeting, Rooms, Shared, SharedPool
-from sd3par.plan import Tokens, tokens_for
+from sd3par.peer_mix import PeerMix
+from sd3par.plan import Tokens, WeightPlan, tokens_for
 from sd3par.sums import Branch, GatedBranches, Sums
 
 
@@ -32,16 +36,18 @@ class PeerSums(Sums):
 
     It stores its norms to all. So a rank holds, and adds to, its own tokens of a residual only.
 
+    whole: it makes the whole product after attention of them (`WeightPlan.whole_out`).
+
     Raises:
         RuntimeError: the processes cannot map each other's memory.
     """
 
-    def __init__(self, mesh: Mesh, dim: int, dtype: str) -> None:
+    def __init__(self, mesh: Mesh, plan: WeightPlan, dtype: str) -> None:
         super().__init__(mesh)
-        self.axis, self.dim = mesh.mp, dim
+        self.axis, self.dim, self.whole = mesh.mp, plan.dim, mesh.sp.size == 1
         self._meet = Meeting(mesh, mesh.mp)
         self._norms, self._last = SharedPool(mesh, mesh.mp, dtype), SharedPool(mesh, mesh.mp, dtype)
-        self._parts = SharedPool(mesh, mesh.mp, dtype)
+        self._parts, self._mix = SharedPool(mesh, mesh.mp, dtype), PeerMix(mesh, plan, dtype, self._meet)
         self._norm_room: Callable[..., tuple[list[list[Shared]], list[list[Copies]]]] = Rooms(mesh, self._lay_out_norms)
         self._part_room: Callable[..., list[_Parts]] = Rooms(mesh, self._lay_out_parts)
 
@@ -58,9 +64,17 @@ class PeerSums(Sums):
         """
         counts = tuple(len(stream.modulations) for stream in streams)
         rooms, outs = self._norm_room(streams[0].x.shape[0], tuple(lengths), counts, last)
-        sums = kernels.adaln(streams, outs)
+        sums = kernels.adaln([_without_padding(stream) for stream in streams], outs)
         self._meet()
         return [(x, *(shared.own for shared in room)) for (x,), room in zip(sums, rooms, strict=True)]
+
+    def mix(self, together: list[list[Tensor]]) -> list[Tensor]:
+        """Attention within each list of [R, t, 3, heads, hd] -> [R, size, D] of each: all heads, this rank's tokens."""
+        return self._mix.by_tokens(together)
+
+    def out(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
+        """Returns the products after attention, of what `mix` gives: [R, size, D], or their parts where not `whole`."""
+        return self._values(branches) if self.whole else self.add(branches)
 
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the parts of each sum over mp, [mp, R, held, D]: `norm` adds them up."""
@@ -125,3 +139,9 @@ class PeerSums(Sums):
             out = Scattered(shared.everywhere(me * rows * size * self.dim), size, size * self.dim, self.dim)
             made.append(_Parts([tokens_for(rank, mp, length) for rank in range(mp)], shared, out))
         return made
+
+
+def _without_padding(stream: kernels.Stream) -> kernels.Stream:
+    """Returns a stream whose branch has as many tokens as it has itself."""
+    held, branch = stream.x.shape[1], stream.branch
+    return stream if branch is None or branch.shape[-2] == held else stream._replace(branch=branch[:, :held])

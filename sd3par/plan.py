@@ -49,6 +49,8 @@ class WeightPlan:
     """Which part of an MM-DiT's weights mp rank `mp_rank` of `mp` holds, and which of its heads go to which sp rank.
 
     Heads stay whole: 38 over mp 4 are 10, 10, 9 and 9.
+
+    whole_out: every mp rank gets what all heads make of its own tokens, and holds all of the product after attention.
     """
 
     heads: int
@@ -56,6 +58,7 @@ class WeightPlan:
     mp: int = 1
     mp_rank: int = 0
     sp: int = 1
+    whole_out: bool = False
 
     @property
     def groups(self) -> list[range]:
@@ -66,14 +69,23 @@ class WeightPlan:
     @property
     def qkv(self) -> Share:
         """Outputs of q, k and v end to end: sp rank by sp rank, the q, k and v of its heads."""
-        dim = self.heads * self.head_dim
-        return Share(3 * dim, tuple(self._features(one, qkv * dim) for one in self.groups for qkv in range(3)))
+        pieces = (self._features(one, qkv * self.dim) for one in self.groups for qkv in range(3))
+        return Share(3 * self.dim, tuple(pieces))
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a token."""
+        return self.heads * self.head_dim
 
     @property
     def mixed(self) -> Share:
-        """Outputs of attention, which are inputs of the product after it."""
-        mine = runs(self.heads, self.mp)[self.mp_rank]
-        return Share(self.heads * self.head_dim, (self._features(mine),))
+        """What this mp rank's heads make of a token."""
+        return Share(self.dim, (self._features(runs(self.heads, self.mp)[self.mp_rank]),))
+
+    @property
+    def out(self) -> Share:
+        """Inputs of the product after attention."""
+        return whole(self.dim) if self.whole_out else self.mixed
 
     def columns(self, total: int) -> list[range]:
         """Returns each mp rank's run of `total` columns that belong to no head: alike, or else by `head_dim`."""

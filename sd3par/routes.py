@@ -27,6 +27,11 @@ class Routes(NamedTuple):
     sums: Sums
 
     @property
+    def whole_out(self) -> bool:
+        """Returns whether each mp rank makes all of the product after attention, of its own tokens."""
+        return isinstance(self.sums, PeerSums) and self.sums.whole
+
+    @property
     def transport(self) -> str:
         """Returns "peer" where a rank stores to another's memory, else "collective"."""
         peer = isinstance(self.exchange, PeerExchange) or isinstance(self.sums, PeerSums)
@@ -50,11 +55,10 @@ def routes_for(mesh: Mesh, plan: WeightPlan, dtype: str) -> Routes:
     if reason:
         log.info("collectives, no stores to peers: %s", reason)
         return _by_collectives(mesh, plan)
-    dim = plan.heads * plan.head_dim
     if mesh.sp.size == 1:  # else the exchange makes the products with norms, and stores them to peers
-        copied = CopiedSums(mesh, dim, dtype)
-        return Routes(SequenceExchange(mesh, plan, copied.multiply), copied)
-    sums = PeerSums(mesh, dim, dtype) if mesh.mp.size > 1 else Sums(mesh)
+        copied = CopiedSums(mesh, plan, dtype)
+        return Routes(SequenceExchange(mesh, plan, copied.multiply, copied.mix), copied)
+    sums = PeerSums(mesh, plan, dtype) if mesh.mp.size > 1 else Sums(mesh)
     return Routes(PeerExchange(mesh, plan, dtype), sums)
 
 

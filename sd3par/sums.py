@@ -27,10 +27,6 @@ class Branch(NamedTuple):
         """Returns the product, [R, t, D]."""
         return self.layer(self.x)
 
-    def of_rows(self, rows: slice) -> Branch:
-        """Returns that of some of the R rows."""
-        return self._replace(x=self.x[rows])
-
     @property
     def given(self) -> Tensor:
         """What it is computed from, [R, t, K]."""
@@ -53,9 +49,9 @@ class GatedBranches(NamedTuple):
         """Stores the sum, [R, t, D], to `out`."""
         kernels.gated_sum_to(self.first.value(), self.gate, self.second.value(), self.gate2, out)
 
-    def of_rows(self, rows: slice) -> GatedBranches:
-        """Returns that of some of the R rows."""
-        return GatedBranches(self.first.of_rows(rows), self.gate[rows], self.second.of_rows(rows), self.gate2[rows])
+    def gated_of(self, rows: slice) -> GatedBranches:
+        """Returns them with the gates of some of the R rows, those that their products are of."""
+        return self._replace(gate=self.gate[rows], gate2=self.gate2[rows])
 
     @property
     def given(self) -> Tensor:
@@ -83,6 +79,10 @@ class Sums:
     def multiply(self, products: list[kernels.Product], gelu: bool = False) -> list[Tensor]:
         """Products with norms, x: [R, t, K] each -> [R, t, N] each, or their GELU: this mp rank's columns."""
         return kernels.linears(products, gelu)
+
+    def out(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
+        """Returns the products after attention as `norm` takes them: their sums over mp."""
+        return self.add(branches)
 
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the sum of each over mp, as `norm` takes it of the tokens that this rank holds."""

@@ -128,6 +128,7 @@ def exchange(mesh: Mesh, rows: int) -> None:
 
 def sums(mesh: Mesh, rows: int) -> None:
     """Compares both ways of mp: the second product of an MLP, its sum, and the norm behind it."""
+    plan = WeightPlan(HEADS, HEAD_DIM, mesh.mp.size, mesh.mp.rank)
     paddle.seed(1)
     inner = 4 * DIM // mesh.mp.size
     layers = [linear(inner, DIM) for _ in range(2)]
@@ -136,7 +137,7 @@ def sums(mesh: Mesh, rows: int) -> None:
     scale, shift, gate = paddle.randn([rows, 3, DIM]).astype(DTYPE).unbind(1)
     branches = [Branch(x, layer) for x, layer in zip(hidden, layers, strict=True)]
     found, results = {}, {}
-    ways: list[tuple[str, Any]] = [("collective", Sums(mesh)), ("peer", PeerSums(mesh, DIM, DTYPE))]
+    ways: list[tuple[str, Any]] = [("collective", Sums(mesh)), ("peer", PeerSums(mesh, plan, DTYPE))]
     for name, way in ways:
         held = way.held(streams)
 

@@ -49,6 +49,7 @@ cublasStatus_t CheckAlgorithm(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMa
                               cublasLtMatmulHeuristicResult_t* result) {
   *result = {};
   const bool known = algorithm->data[0] >= 1 && algorithm->data[0] <= 3;
+  result->workspaceSize = algorithm->data[0] == 1 ? 0 : 4;
   return known ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 

@@ -159,3 +159,23 @@ DRY cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, size_t* count) 
   *count = 0;
   return cudaSuccess;
 }
+
+// No graph has nodes here, so nobody comes to ask about one.
+DRY cudaError_t cudaGraphNodeGetType(cudaGraphNode_t, cudaGraphNodeType*) { return cudaErrorInvalidValue; }
+DRY cudaError_t cudaGraphMemsetNodeGetParams(cudaGraphNode_t, cudaMemsetParams*) { return cudaErrorInvalidValue; }
+DRY cudaError_t cudaGraphDestroyNode(cudaGraphNode_t) { return cudaErrorInvalidValue; }
+DRY cudaError_t cudaGraphGetRootNodes(cudaGraph_t, cudaGraphNode_t*, size_t*) { return cudaErrorInvalidValue; }
+DRY cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t, cudaGraphNode_t*, cudaGraphEdgeData*, size_t*) {
+  return cudaErrorInvalidValue;
+}
+DRY cudaError_t cudaGraphNodeGetDependentNodes(cudaGraphNode_t, cudaGraphNode_t*, cudaGraphEdgeData*, size_t*) {
+  return cudaErrorInvalidValue;
+}
+DRY cudaError_t cudaGraphAddDependencies(cudaGraph_t, const cudaGraphNode_t*, const cudaGraphNode_t*,
+                                         const cudaGraphEdgeData*, size_t) {
+  return cudaErrorInvalidValue;
+}
+DRY cudaError_t cudaGraphAddMemsetNode(cudaGraphNode_t*, cudaGraph_t, const cudaGraphNode_t*, size_t,
+                                       const cudaMemsetParams*) {
+  return cudaErrorInvalidValue;
+}

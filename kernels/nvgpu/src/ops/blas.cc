@@ -27,7 +27,8 @@ cudaDataType_t CudaType(Dtype dtype) {
 
 BlasState::BlasState(cudaStream_t stream) {
   RelaxedCapture relaxed;
-  if (cudaMalloc(&workspace, kBlasWorkspace) != cudaSuccess) throw std::runtime_error("nvgpu: no memory for cuBLAS");
+  if (cudaMalloc(&workspace, kBlasWorkspace + kPieces) != cudaSuccess)
+    throw std::runtime_error("nvgpu: no memory for cuBLAS");
   CheckBlas(LAZY(Cublas, cublasCreate_v2)(&handle), "cublasCreate");
   CheckBlas(LAZY(Cublas, cublasSetStream_v2)(handle, stream), "cublasSetStream");
   // After the stream: setting a stream takes the workspace away again.
@@ -35,6 +36,7 @@ BlasState::BlasState(cudaStream_t stream) {
   auto mode = static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
   CheckBlas(LAZY(Cublas, cublasSetMathMode)(handle, mode), "cublasSetMathMode");
   CheckBlas(LAZY(CublasLt, cublasLtCreate)(&lt), "cublasLtCreate");
+  pieces = std::make_unique<Pieces>(static_cast<char*>(workspace) + kBlasWorkspace, kPieces);
 }
 
 BlasState& StateOf(cudaStream_t stream) {

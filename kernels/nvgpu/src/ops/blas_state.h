@@ -8,6 +8,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "../runtime/pieces.h"
 #include "blas.h"
 
 namespace nvgpu {
@@ -17,6 +18,7 @@ cudaDataType_t CudaType(Dtype dtype);
 
 // Enough for every kernel on Hopper, by NVIDIA's advice for that card.
 constexpr size_t kBlasWorkspace = 32 << 20;
+constexpr size_t kPieces = 8 << 20;  // for recorded products, behind it
 
 // cuBLASLt's descriptors and choice for one product, destroyed with it.
 struct LtPlan {
@@ -28,6 +30,7 @@ struct LtPlan {
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, out = nullptr;
   cublasLtMatmulAlgo_t algorithm = {};
+  size_t workspace = 0;  // bytes that the algorithm needs
   bool found = false;
 };
 
@@ -44,6 +47,7 @@ struct BlasState {
   cublasHandle_t handle = nullptr;
   cublasLtHandle_t lt = nullptr;
   void* workspace = nullptr;
+  std::unique_ptr<Pieces> pieces;
   std::map<LtKey, std::unique_ptr<LtPlan>> plans;
 };
 
@@ -57,7 +61,11 @@ struct LtCall {
   void* out;
   cudaStream_t stream;
 
-  cublasStatus_t Run(const cublasLtMatmulAlgo_t& algorithm) const;
+  // On the state's own workspace.
+  cublasStatus_t Run(const cublasLtMatmulAlgo_t& algorithm) const {
+    return Run(algorithm, state.workspace, kBlasWorkspace);
+  }
+  cublasStatus_t Run(const cublasLtMatmulAlgo_t& algorithm, void* workspace, size_t bytes) const;
 };
 
 }  // namespace nvgpu

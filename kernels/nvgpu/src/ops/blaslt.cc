@@ -71,6 +71,22 @@ LtKey KeyOf(Dtype dtype, const GemmShape& s, Epilogue epilogue, const void* x, c
           s.pitch_y, s.pitch_x, s.pitch_out};
 }
 
+// Bytes that the plan's algorithm needs, 0 where cuBLASLt does not say.
+size_t WorkspaceOf(const LtCall& call) {
+  cublasLtMatmulHeuristicResult_t result = {};
+  const LtPlan& plan = call.plan;
+  const cublasStatus_t status = LAZY(CublasLt, cublasLtMatmulAlgoCheck)(
+      call.state.lt, plan.operation, plan.a, plan.b, plan.out, plan.out, &plan.algorithm, &result);
+  return status == CUBLAS_STATUS_SUCCESS ? result.workspaceSize : 0;
+}
+
+// On a piece of its own where a graph is captured (pieces.h), else on the workspace of all.
+cublasStatus_t RunPlan(const LtCall& call) {
+  const LtPlan& plan = call.plan;
+  void* const piece = plan.workspace > 0 ? call.state.pieces->Take(call.stream, plan.workspace) : nullptr;
+  return piece == nullptr ? call.Run(plan.algorithm) : call.Run(plan.algorithm, piece, plan.workspace);
+}
+
 }  // namespace
 
 LtPlan::~LtPlan() {
@@ -80,10 +96,10 @@ LtPlan::~LtPlan() {
   }
 }
 
-cublasStatus_t LtCall::Run(const cublasLtMatmulAlgo_t& algorithm) const {
+cublasStatus_t LtCall::Run(const cublasLtMatmulAlgo_t& algorithm, void* workspace, size_t bytes) const {
   const float one = 1, zero = 0;
   return LAZY(CublasLt, cublasLtMatmul)(state.lt, plan.operation, &one, y, plan.a, x, plan.b, &zero, out, plan.out, out,
-                                        plan.out, &algorithm, state.workspace, kBlasWorkspace, stream);
+                                        plan.out, &algorithm, workspace, bytes, stream);
 }
 
 bool GemmBias(Dtype dtype, const GemmShape& s, Epilogue epilogue, const void* x, const void* y, const void* bias,
@@ -97,9 +113,12 @@ bool GemmBias(Dtype dtype, const GemmShape& s, Epilogue epilogue, const void* x,
   if (!fresh && !plan.found) return false;
   Set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
   const LtCall call{state, plan, x, y, bias, out, stream};
-  if (fresh) plan.found = ChooseAlgorithm(call, key, scratch, &plan.algorithm);
+  if (fresh) {
+    plan.found = ChooseAlgorithm(call, key, scratch, &plan.algorithm);
+    if (plan.found) plan.workspace = WorkspaceOf(call);
+  }
   if (!plan.found) return false;
-  CheckBlas(call.Run(plan.algorithm), "cublasLtMatmul");
+  CheckBlas(RunPlan(call), "cublasLtMatmul");
   return true;
 }
 

@@ -1,6 +1,7 @@
 // CUDA graphs, for paddle.device.cuda.graphs.CUDAGraph.
 #include <atomic>
 
+#include "pieces.h"
 #include "runtime.h"
 
 namespace nvgpu {
@@ -28,8 +29,9 @@ C_Status EndCapture(const C_Device device, C_Stream stream, C_CudaGraph* graph) 
     UseDevice(device->id);
     cudaGraph_t made = nullptr;
     Must(cudaStreamEndCapture(Cuda(stream), &made), "cudaStreamEndCapture");
-    *graph = reinterpret_cast<C_CudaGraph>(made);
     ++live;
+    *graph = reinterpret_cast<C_CudaGraph>(made);
+    ZeroPiecesOnce(made);
   });
 }
 
