@@ -110,12 +110,13 @@ def beside(
             mine = [pair for pair in pairs if pair[0] in groups[index : index + 1]]
             results += run(machine, mine, shared, add, quiet)
             for cases in theirs if index < len(peers) else []:
-                found = measure(peers[index], name, folder, cases, ours, machine.limit_s)
-                rows += [{**shared, **row} for row in found]
+                for row in measure(peers[index], name, folder, cases, ours, machine.limit_s):
+                    rows.append({**shared, **row})
+                    add(rows[-1])
         again = run(machine, [pair for pair in pairs if pair[0] == groups[0]], shared, lambda row: None, quiet)
-        rows += [{**row, "again": True} for *_, row in again]
-    for row in rows:
-        add(row)
+        for *_, row in again:
+            rows.append({**row, "again": True})
+            add(rows[-1])
     return [one._replace(group=replace(one.group, model=f"random:{name}", name="")) for one in results], rows
 
 
