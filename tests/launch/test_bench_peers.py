@@ -112,7 +112,7 @@ def test_ours_and_theirs_take_turns(
     ]
     rows = [json.loads(line) for line in (folder / "rows.jsonl").open()]
     assert [(row["who"], row["world"], row["model"]) for row in rows] == [
-        ("sd3par", 1, "tiny"), ("sd3par", 2, "tiny"), ("diffusers", 1, "tiny"), ("xdit", 2, "tiny"),
+        ("sd3par", 1, "tiny"), ("diffusers", 1, "tiny"), ("sd3par", 2, "tiny"), ("xdit", 2, "tiny"),
         ("sd3par", 1, "tiny"),
     ]  # fmt: skip
     assert rows[2]["image_s"] == 2.5 and rows[2]["latents_error"] == pytest.approx(0.01, rel=1e-4)
