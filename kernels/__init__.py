@@ -11,7 +11,7 @@ from paddle import Tensor
 
 from sd3par import device
 from sd3par.config import require
-from sd3par.kernels.adaln import MAX_DIM, Copies, Modulation, Stream, adaln_reference, adaln_triton
+from sd3par.kernels.adaln import MAX_DIM, Copies, Modulation, Outs, Stream, adaln_reference, adaln_triton
 from sd3par.kernels.attention import MAX_HEAD_DIM, Scattered, attention_reference, attention_triton, query_scale
 from sd3par.kernels.attention_hopper import attention_hopper
 from sd3par.kernels.attention_hopper import fits as hopper_fits
@@ -60,11 +60,11 @@ from sd3par.kernels.take_rows import take_rows_reference
 from sd3par.kernels.tracing import target, traced
 
 __all__ = [
-    "Copies", "Modulation", "Product", "Rectangle", "Scattered", "Stream", "Strip", "adaln", "attention", "conv3x3",
-    "fold", "gated_sum", "gated_sum_to", "group_norm_silu", "group_norm_silu_strip", "guidance_euler", "hear", "linear",
-    "linear_gelu", "linear_into", "linear_pair", "linear_to", "linears", "meet", "pack_strip", "patch_embed",
-    "query_scale", "split_heads", "take_rows", "tell", "upsample_conv3x3", "wants_channels_last", "why_never_peers",
-    "why_no_peers", "why_not_triton",
+    "Copies", "Modulation", "Outs", "Product", "Rectangle", "Scattered", "Stream", "Strip", "adaln", "attention",
+    "conv3x3", "fold", "gated_sum", "gated_sum_to", "group_norm_silu", "group_norm_silu_strip", "guidance_euler",
+    "hear", "linear", "linear_gelu", "linear_into", "linear_pair", "linear_to", "linears", "meet", "pack_strip",
+    "patch_embed", "query_scale", "split_heads", "take_rows", "tell", "upsample_conv3x3", "wants_channels_last",
+    "why_never_peers", "why_no_peers", "why_not_triton",
 ]  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def patch_embed(latents: Tensor, weight: Tensor, bias: Tensor, positions: Tensor
     return patch_embed_reference(latents, weight, bias, positions, rows)
 
 
-def adaln(streams: list[Stream], outs: list[list[Copies]] | None = None) -> list[tuple[Tensor, ...]]:
+def adaln(streams: list[Stream], outs: Outs | None = None) -> list[tuple[Tensor, ...]]:
     """Adds its branch to each of one or two streams of R rows and D columns, and norms the sum.
 
     Returns of each the new x, [R, T, D], and its norm by each of its modulations, [R, T, D]; with `outs`, one for each

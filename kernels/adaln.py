@@ -44,6 +44,9 @@ class Copies(NamedTuple):
     row_stride: int
 
 
+Outs = list[list[Copies | Tensor]]  # of each stream, where each of its norms goes
+
+
 def chunks(dim: int) -> Chunks:
     """Returns (first line, lines) of blocks that cover a token in lines of LINE numbers; a power of two lines each."""
     found, first, lines = [], 0, -(-dim // LINE)
@@ -71,10 +74,10 @@ def _modulated(
     return x, *normed(x, [(1.0 + scale, shift) for scale, shift in modulations], EPSILON)
 
 
-def adaln_triton(streams: list[Stream], outs: list[list[Copies]] | None = None) -> list[tuple[Tensor, ...]]:
+def adaln_triton(streams: list[Stream], outs: Outs | None = None) -> list[tuple[Tensor, ...]]:
     """The same in one kernel, in half precision; all may have any strides but the last.
 
-    outs: of each stream, where each of its norms goes; then x alone comes back of each.
+    outs: then x alone comes back of each; a tensor has no gaps between tokens, copies are as many everywhere.
     """
     require(len(streams) in (1, 2), "streams", f"a list of {len(streams)}", "one or two")
     for stream in streams:
@@ -86,25 +89,35 @@ def adaln_triton(streams: list[Stream], outs: list[list[Copies]] | None = None) 
     launch(
         _adaln, (sum(stream.x.shape[1] for stream in streams), rows), places[0], places[-1], CHUNKS=chunks(dim),
         DIM=dim, LINE=LINE, EPSILON=EPSILON, PARTS=_parts(streams),
-        COPIES=1 if outs is None else outs[0][0].addresses.shape[0], num_warps=1,
+        COPIES=max([one.addresses.shape[0] for one in _copies(outs)], default=1), num_warps=1,
     )  # fmt: skip
     return [(x, *norms) for x, norms in zip(sums, made, strict=True)]
 
 
-def _targets(
-    streams: list[Stream], outs: list[list[Copies]] | None
-) -> tuple[list[list[Tensor]], list[list[tuple[Tensor, int]]]]:
+def _targets(streams: list[Stream], outs: Outs | None) -> tuple[list[list[Tensor]], list[list[tuple[Tensor, int]]]]:
     """Returns new tensors of each stream's norms, none with `outs`, and what the kernel stores to."""
-    if outs is None:
-        made = [[empty(stream.x.shape, stream.x) for _ in stream.modulations] for stream in streams]
-        return made, [[(out, out.strides[0]) for out in stream] for stream in made]
-    counts, wanted = [len(one) for one in outs], [len(stream.modulations) for stream in streams]
+    made = [[] if outs else [empty(one.x.shape, one.x) for _ in one.modulations] for one in streams]
+    places = outs or made
+    counts, wanted = [len(one) for one in places], [len(stream.modulations) for stream in streams]
     require(counts == wanted, "outs", f"{counts} places", f"{wanted}, one for each norm")
-    first = outs[0][0].addresses
-    for one in (copies for stream in outs for copies in stream):
-        kind = f"{one.addresses.dtype} {one.addresses.shape}"
-        require(kind == f"{paddle.int64} {first.shape}", "outs", kind, f"{paddle.int64} {first.shape}, as the first")
-    return [[] for _ in streams], [list(map(tuple, stream)) for stream in outs]
+    kinds = sorted({f"{one.addresses.dtype} {one.addresses.shape}" for one in _copies(outs)})
+    alike = len(kinds) < 2 and all(kind.startswith(f"{paddle.int64} ") for kind in kinds)
+    require(alike, "outs", " and ".join(kinds), f"addresses of {paddle.int64}, as many everywhere")
+    return made, [[_target(one.x, out) for out in some] for one, some in zip(streams, places, strict=True)]
+
+
+def _copies(outs: Outs | None) -> list[Copies]:
+    """Returns those of all streams."""
+    return [one for some in outs or [] for one in some if isinstance(one, Copies)]
+
+
+def _target(x: Tensor, out: Copies | Tensor) -> tuple[Tensor, int]:
+    """Returns where a norm of x, [R, T, D], goes, and how far its rows are apart."""
+    if isinstance(out, Copies):
+        return out.addresses, out.row_stride
+    check_like(x, x.shape, outs=out)
+    require(out.strides[1:] == [x.shape[2], 1], "outs", f"strides {out.strides}", "tokens without gaps")
+    return out, out.strides[0]
 
 
 def _check(stream: Stream, first: Tensor) -> None:

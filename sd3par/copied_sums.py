@@ -16,7 +16,7 @@ import paddle
 from paddle import Tensor
 
 from sd3par import kernels
-from sd3par.kernels import Copies, Product, Rectangle
+from sd3par.kernels import Copies, Outs, Product, Rectangle
 from sd3par.mesh import Mesh
 from sd3par.peer_memory import Carrier, Post, Rooms, Shared, SharedPool
 from sd3par.peer_sums import PeerSums
@@ -45,7 +45,7 @@ class CopiedSums(PeerSums):
         self._post, self._notes = Post(mesh, mesh.mp), Post(mesh, mesh.mp)  # copied norms, and stored ones
         self._carrier, self._sent = Carrier(mesh), SharedPool(mesh, mesh.mp, dtype)
         self._copies_rows = False  # in this step
-        self._row_norm_room: Callable[..., tuple[list[list[Shared]], list[list[Copies]]]]
+        self._row_norm_room: Callable[..., tuple[list[list[Shared]], Outs]]
         self._row_norm_room = Rooms(mesh, self._lay_out_row_norms)
         self._row_room: Callable[..., list[Shared]] = Rooms(mesh, self._lay_out_row_parts)
         self._sent_room: Callable[..., list[Shared]] = Rooms(mesh, self._lay_out_sent)
@@ -168,15 +168,17 @@ class CopiedSums(PeerSums):
 
     def _lay_out_row_norms(
         self, rows: int, lengths: tuple[int, ...], counts: tuple[int, ...], last: bool
-    ) -> tuple[list[list[Shared]], list[list[Copies]]]:
+    ) -> tuple[list[list[Shared]], Outs]:
         """Room for `counts` norms of each stream, which this rank stores to itself, small and last ones to all."""
-        rooms, start = self._norm_tensors(rows, lengths, counts, last), self._rows(rows).start
+        rooms, mine = self._norm_tensors(rows, lengths, counts, last), self._rows(rows)
 
-        def copies(shared: Shared) -> Copies:
-            ranks = [self.axis.rank] if _is_large(shared.own) and not last else None
-            return Copies(shared.everywhere(start * shared.own.strides[0], ranks), shared.own.strides[0])
+        def out(shared: Shared) -> Copies | Tensor:
+            if _is_large(shared.own) and not last:
+                return shared.own[mine]
+            stride = shared.own.strides[0]
+            return Copies(shared.everywhere(mine.start * stride), stride)
 
-        return rooms, [[copies(shared) for shared in room] for room in rooms]
+        return rooms, [[out(shared) for shared in room] for room in rooms]
 
     def _lay_out_row_parts(self, rows: int, *lengths: int) -> list[Shared]:
         """Room for parts of branches, [mp, R / mp, t, D] each."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from paddle import Tensor
 
 from sd3par import kernels
-from sd3par.kernels import Copies, Product, Rectangle, Scattered
+from sd3par.kernels import Copies, Outs, Product, Rectangle, Scattered
 from sd3par.mesh import Mesh
 from sd3par.peer_memory import Meeting, Rooms, Shared, SharedPool
 from sd3par.peer_mix import PeerMix
@@ -48,7 +48,7 @@ class PeerSums(Sums):
         self._meet = Meeting(mesh, mesh.mp)
         self._norms, self._last = SharedPool(mesh, mesh.mp, dtype), SharedPool(mesh, mesh.mp, dtype)
         self._parts, self._mix = SharedPool(mesh, mesh.mp, dtype), PeerMix(mesh, plan, dtype, self._meet)
-        self._norm_room: Callable[..., tuple[list[list[Shared]], list[list[Copies]]]] = Rooms(mesh, self._lay_out_norms)
+        self._norm_room: Callable[..., tuple[list[list[Shared]], Outs]] = Rooms(mesh, self._lay_out_norms)
         self._part_room: Callable[..., list[_Parts]] = Rooms(mesh, self._lay_out_parts)
 
     def held(self, streams: list[Tensor]) -> list[Tensor]:
@@ -111,10 +111,12 @@ class PeerSums(Sums):
 
     def _lay_out_norms(
         self, rows: int, lengths: tuple[int, ...], counts: tuple[int, ...], last: bool
-    ) -> tuple[list[list[Shared]], list[list[Copies]]]:
+    ) -> tuple[list[list[Shared]], Outs]:
         """Room for `counts` norms of each stream, and where this rank stores them."""
         rooms = self._norm_tensors(rows, lengths, counts, last)
-        outs = [[self._copies(shared, length) for shared in room] for room, length in zip(rooms, lengths, strict=True)]
+        outs: Outs = [
+            [self._copies(shared, length) for shared in room] for room, length in zip(rooms, lengths, strict=True)
+        ]
         return rooms, outs
 
     def _norm_tensors(

@@ -17,8 +17,9 @@ from paddle import Tensor
 
 from sd3par import cuda_driver, kernels, peer_memory
 from sd3par.kernels import Copies, Product, Rectangle, Scattered, Stream
-from sd3par.kernels.adaln import adaln_reference
-from sd3par.kernels.attention import attention_reference
+from sd3par.kernels.adaln import Outs, adaln_reference
+from sd3par.kernels.adaln import _targets as adaln_targets
+from sd3par.kernels.attention import attention_reference, check_segments, targets_of
 from sd3par.kernels.gated_sum import gated_sum_reference
 from sd3par.kernels.linear import linear_gelu_reference, linear_reference
 from sd3par.kernels.qkv import split_heads_reference
@@ -297,11 +298,12 @@ class Emulation:
         self.store(address, _numbers(x.data_ptr(), x.size).copy()[None, :], 0)
 
     def _linear_into(self, product: Product, out: Tensor, gelu: bool = False) -> None:
+        assert product.bias is not None and product.x.is_contiguous() and out.is_contiguous()
         self.turns.pause()
         self._reads(product)
         linear = linear_gelu_reference if gelu else linear_reference
         values = linear(*product).numpy().reshape([1, -1])
-        assert out.is_contiguous() and out.size == values.size
+        assert out.size == values.size
         if self._find(out.data_ptr()) is None:
             _numbers(out.data_ptr(), out.size)[:] = values[0]
         else:
@@ -318,6 +320,8 @@ class Emulation:
                 self.store(address, values.numpy(), stride)
 
     def _attention(self, segments: list[Tensor], outs: list[Scattered] | None = None) -> list[Tensor]:
+        check_segments(segments)
+        targets_of(segments, outs)
         self.turns.pause()
         self._reads(segments)
         mixed = attention_reference(segments)
@@ -342,15 +346,17 @@ class Emulation:
                 if len(part):
                     self.store(address + 4 * row * out.row_stride, part, out.token_stride)
 
-    def _adaln(self, streams: list[Stream], outs: list[list[Copies]] | None = None) -> list[tuple[Tensor, ...]]:
+    def _adaln(self, streams: list[Stream], outs: Outs | None = None) -> list[tuple[Tensor, ...]]:
+        adaln_targets(streams, outs)
         self.turns.pause()
         self._reads(streams)
         made = adaln_reference(streams)
         if outs is None:
             return made
         for (_, *norms), places in zip(made, outs, strict=True):
-            for norm, copies in zip(norms, places, strict=True):
-                self._copy(norm, copies, streams)
+            for norm, out in zip(norms, places, strict=True):
+                own = out if isinstance(out, Copies) else Copies(paddle.to_tensor([out.data_ptr()]), out.strides[0])
+                self._copy(norm, own, streams)
         return [(x,) for x, *_ in made]
 
     def _copy(self, norm: Tensor, copies: Copies, read: list[Stream]) -> None:

@@ -163,6 +163,14 @@ def shared_norm_cases() -> Iterator[Case]:
                 yield f"{name} norm {which} copy {copy}", one, filled
         for which, (got, expected) in enumerate(zip(sums, want, strict=True)):
             yield f"{name} sum {which}", got[0], expected[0]
+        own = [room[0][:, 2 : 2 + tokens] for room in rooms[:2]]
+        for x_ in (*own, *rooms[2]):
+            paddle.assign(paddle.full(x_.shape, 7.0), x_)
+        adaln_triton(streams, [own, copies[2:]])  # a stream into tensors, the other one to copies
+        for which, (got, norm) in enumerate(
+            zip((*own, *(one[:, 2:3] for one in rooms[2])), [*exact[:2], *[exact[2]] * parts], strict=True)
+        ):
+            yield f"{name} norm {which} beside copies", got, norm
         shards = [paddle.full([rows, 2, dim], 7.0) for _ in range(2)]
         gated_sum_triton(x, gate, x + 1.0, gate2, Scattered(places_of(shards, 0), 2, 2 * dim, dim))
         added = gated_sum_reference(*map(wide, (x, gate, x + 1.0, gate2)))
