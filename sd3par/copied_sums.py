@@ -1,8 +1,9 @@
-"""As `PeerSums`, but norms and parts travel beside the products around them: for many tokens, and rows enough.
+"""As `PeerSums`, but norms travel beside the products that take them: for many tokens, and rows enough.
 
 A rank norms whole rows of the batch, for itself. While the device copies the image's norms to the others, a product
 takes the rows that this rank has normed, then the text's, which are few and stored to all at once, and then those of
-the image that have arrived. A long product's parts for other ranks come first, and are copied beside the others.
+the image that have arrived. Parts of sums are stored by the products' own kernel: those for other ranks computed first
+and copied beside the rest (3072 terms: 51 us a row, its copy 38) made no step shorter, 18.2 ms and 18.0.
 
 No rank overwrites what another still reads: norms are read before a meeting and sent again behind it, and parts are
 read before norms are sent, and stored again when these have been received.
@@ -18,7 +19,7 @@ from paddle import Tensor
 from sd3par import kernels
 from sd3par.kernels import Copies, Outs, Product, Rectangle
 from sd3par.mesh import Mesh
-from sd3par.peer_memory import Carrier, Post, Rooms, Shared, SharedPool
+from sd3par.peer_memory import Post, Rooms, Shared
 from sd3par.peer_sums import PeerSums
 from sd3par.plan import WeightPlan
 from sd3par.sums import Branch, GatedBranches
@@ -27,9 +28,6 @@ from sd3par.sums import Branch, GatedBranches
 # 8192 tokens, 10.52 and 10.54 for 4608, 35.8 and 35.9 for 16384 (benchmarks/gpu/copied.py); as this was first written
 # 6.84 and 5.43 for 2048, where one launch makes the products of both streams.
 LEAST_TOKENS = 8192
-# Terms of a product from which on its parts are copied: before, the copies take longer than what is left to multiply.
-# Of 1536 columns, two H200s: with 3072 terms 48 us a row and 35 us its copy, with 768 17 us.
-LEAST_TERMS = 2048
 
 
 class CopiedSums(PeerSums):
@@ -43,12 +41,10 @@ class CopiedSums(PeerSums):
         super().__init__(mesh, plan, dtype)
         self._others = [rank for rank in range(mesh.mp.size) if rank != mesh.mp.rank]
         self._post, self._notes = Post(mesh, mesh.mp), Post(mesh, mesh.mp)  # copied norms, and stored ones
-        self._carrier, self._sent = Carrier(mesh), SharedPool(mesh, mesh.mp, dtype)
         self._copies_rows = False  # in this step
         self._row_norm_room: Callable[..., tuple[list[list[Shared]], Outs]]
         self._row_norm_room = Rooms(mesh, self._lay_out_row_norms)
         self._row_room: Callable[..., list[Shared]] = Rooms(mesh, self._lay_out_row_parts)
-        self._sent_room: Callable[..., list[Shared]] = Rooms(mesh, self._lay_out_sent)
 
     def held(self, streams: list[Tensor]) -> list[Tensor]:
         """[R, t, D] of image and text before the first block -> what of them this rank norms, views."""
@@ -105,20 +101,12 @@ class CopiedSums(PeerSums):
         if not self._copies_rows:
             return super().add(branches)
         products = [branch.product() for branch in branches if isinstance(branch, Branch)]  # MLPs' alone are added
-        rows, lengths = products[0].x.shape[0], [one.x.shape[1] for one in products]
-        rooms = self._row_room(rows, *lengths)
-        long = [i for i, one in enumerate(products) if _is_large(one.x) and one.x.shape[2] >= LEAST_TERMS]
-        try:
-            for i, sent in zip(long, self._sent_room(rows, *(lengths[i] for i in long)), strict=True):
-                self._carry(products[i], sent, rooms[i])
-            self._store(
-                [(one, room) for i, (one, room) in enumerate(zip(products, rooms, strict=True)) if i not in long]
-            )
-            for i in long:
-                mine = self._rows(rows)
-                kernels.linear_into(products[i]._replace(x=products[i].x[mine]), rooms[i].own[self.axis.rank])
-        finally:
-            self._carrier.finish()
+        rows = products[0].x.shape[0]
+        rooms = self._row_room(rows, *(one.x.shape[1] for one in products))
+        rectangles: list[Rectangle] = []
+        for number, (one, parts) in enumerate(zip(products, rooms, strict=True)):
+            rectangles += self._row_rectangles(number, rows, one.x.shape[1], parts)
+        kernels.linear_to([one._replace(x=one.x.flatten(0, 1)) for one in products], rectangles)
         self._meet()
         return [parts.own for parts in rooms]
 
@@ -129,21 +117,6 @@ class CopiedSums(PeerSums):
         self._post.send(
             [(x.own[mine], self._place(x, to, mine)) for x in norms if _is_large(x.own) for to in self._others]
         )
-
-    def _carry(self, product: Product, sent: Shared, parts: Shared) -> None:
-        """Computes the parts for other ranks of a product, x: [R, t, K], and begins to copy each when it is there."""
-        rows = product.x.shape[0]
-        for place, to in zip(sent.own, self._others, strict=True):
-            kernels.linear_into(product._replace(x=product.x[self._rows(rows, to)]), place)
-            self._carrier.send([(place, self._slot(parts, to))])
-
-    def _store(self, given: list[tuple[Product, Shared]]) -> None:
-        """Computes products, x: [R, t, K] each, whose kernel stores the parts."""
-        rectangles: list[Rectangle] = []
-        for number, (one, parts) in enumerate(given):
-            rectangles += self._row_rectangles(number, one.x.shape[0], one.x.shape[1], parts)
-        if given:
-            kernels.linear_to([one._replace(x=one.x.flatten(0, 1)) for one, _ in given], rectangles)
 
     def _rows(self, rows: int, rank: int | None = None) -> slice:
         """Returns which of the rows a rank norms, by default this one."""
@@ -182,19 +155,9 @@ class CopiedSums(PeerSums):
 
     def _lay_out_row_parts(self, rows: int, *lengths: int) -> list[Shared]:
         """Room for parts of branches, [mp, R / mp, t, D] each."""
-        return self._rows_of(self._parts, self.axis.size, rows, lengths)
-
-    def _lay_out_sent(self, rows: int, *lengths: int) -> list[Shared]:
-        """Room for the parts that others get, [mp - 1, R / mp, t, D] each."""
-        return self._rows_of(self._sent, self.axis.size - 1, rows, lengths)
-
-    def _rows_of(self, pool: SharedPool, count: int, rows: int, lengths: tuple[int, ...]) -> list[Shared]:
-        """Returns room for [count, R / mp, t, D] of each length."""
-        if not lengths:
-            return []
-        share = rows // self.axis.size
-        shapes = [[count, share, length, self.dim] for length in lengths]
-        return pool.tensors(shapes, [count * share * length * self.dim for length in lengths])
+        mp, share = self.axis.size, rows // self.axis.size
+        shapes = [[mp, share, length, self.dim] for length in lengths]
+        return self._parts.tensors(shapes, [mp * share * length * self.dim for length in lengths])
 
 
 def copies_rows(mp: int, rows: int, tokens: int) -> bool:

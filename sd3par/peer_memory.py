@@ -177,36 +177,6 @@ class Meeting:
         return all(count >= mine for count in others)
 
 
-class Carrier:
-    """Copies to the other processes of an axis beside the device's other work; in a rehearsal none."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh, self._side, self._busy = mesh, Side(), False
-
-    def send(self, parts: list[tuple[Tensor, int]]) -> None:
-        """Copies tensors, [...] each without gaps, to addresses, once all that was asked for before is done.
-
-        Nobody may overwrite one of them, or give its memory away, before `finish`.
-        """
-        if self._mesh.alone:
-            return
-        self._busy = True
-        self._side.follow()
-        for x, address in parts:
-            self._side.copy(x, address)
-
-    def finish(self) -> None:
-        """Waits on the device's stream for what was sent; the host goes on. A recording must not end before."""
-        if self._busy:
-            self._side.join()
-        self._busy = False
-
-    @property
-    def handle(self) -> int:
-        """CUDA's of the stream that copies."""
-        return self._side.handle
-
-
 class Post:
     """Copies to the other processes of an axis, beside the device's other work, and the waiting for theirs.
 
@@ -220,10 +190,12 @@ class Post:
     """
 
     def __init__(self, mesh: Mesh, axis: Axis) -> None:
-        self._mesh, self._carrier = mesh, Carrier(mesh)
+        self._mesh = mesh
         self._flags = share(mesh, axis, axis.size + 2, "int32")  # as `kernels.tell` has them
         self._targets = self._flags.everywhere(axis.rank)
+        self._side = Side()
         self.under_way = False  # whether something was sent that was not received yet
+        self._sending = False  # whether nobody has waited for the side's stream since
 
     def send(self, parts: list[tuple[Tensor, int]]) -> None:
         """Copies tensors, [...] each without gaps, to addresses, and tells of them and of all stores before.
@@ -231,9 +203,12 @@ class Post:
         Nobody may overwrite one of them, or give its memory away, before `receiving` is over.
         """
         self.under_way = True
-        self._carrier.send(parts)
         if not self._mesh.alone:
-            kernels.tell(self._flags.own, self._targets, self._carrier.handle)
+            self._sending = True
+            self._side.follow()
+            for x, address in parts:
+                self._side.copy(x, address)
+            kernels.tell(self._flags.own, self._targets, self._side.handle)
 
     def receive(self) -> None:
         """Waits on the device's stream for what all have sent; the host goes on. Does nothing if nothing was sent."""
@@ -257,7 +232,9 @@ class Post:
 
     def _end(self) -> None:
         self.receive()
-        self._carrier.finish()
+        if self._sending:
+            self._side.join()
+        self._sending = False
 
 
 def why_not(mesh: Mesh, dtype: str) -> str:

@@ -14,7 +14,7 @@ from sd3par.copied_sums import CopiedSums
 from sd3par.mesh import Mesh
 from sd3par.mmdit import MMDiT
 from sd3par.peer_exchange import PeerExchange
-from sd3par.peer_memory import Carrier, Post
+from sd3par.peer_memory import Post
 from sd3par.peer_mix import PeerMix
 from sd3par.peer_sums import PeerSums
 from sd3par.plan import tokens_for
@@ -82,14 +82,13 @@ def test_every_mesh_equals_one_process(
 
 
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets few tokens be as many as are copied, and short products as long as those whose parts are."""
+    """Lets few tokens be as many as are copied."""
     monkeypatch.setattr(copied_sums, "LEAST_TOKENS", LEAST_TOKENS)
-    monkeypatch.setattr(copied_sums, "LEAST_TERMS", 1)
 
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets few tokens be as many as are copied, and short products as long as those whose parts are."""
+    """Lets few tokens be as many as are copied."""
     few(monkeypatch)
 
 
@@ -155,7 +154,6 @@ def test_a_rehearsal_stores_to_nobody_and_meets_nobody(
 ) -> None:
     """Each rank takes what a step takes, then all make the step together: right, and in no memory of the rehearsal."""
     monkeypatch.setattr(copied_sums, "LEAST_TOKENS", least)
-    monkeypatch.setattr(copied_sums, "LEAST_TERMS", 1)
     name, emulation = "5 heads, dual, QK norm", Emulation(monkeypatch, mp, sp)
     shapes = [SHAPES[1], SHAPES[0]]  # the second grows what the first has shared
 
@@ -247,21 +245,6 @@ def without_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CopiedSums, "multiply", harmed)
 
 
-def without_waiting_for_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets ranks meet before what they copy of parts has left them."""
-    few(monkeypatch)
-    add, finish = CopiedSums.add, Carrier.finish
-
-    def harmed(self: CopiedSums, *given: object) -> object:
-        self._carrier.finish = lambda: None  # type: ignore[method-assign]
-        try:
-            return add(self, *given)
-        finally:
-            self._carrier.finish = lambda: finish(self._carrier)  # type: ignore[method-assign]
-
-    monkeypatch.setattr(CopiedSums, "add", harmed)
-
-
 def without_receiving(method: str) -> Callable[[pytest.MonkeyPatch], None]:
     """Returns what lets a method of `CopiedSums` go on before it has received anything."""
 
@@ -289,7 +272,7 @@ def told_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     def harmed(self: Post, parts: list[tuple[paddle.Tensor, int]]) -> None:
         send(self, [])
         for x, address in parts:
-            self._carrier._side.copy(x, address)
+            self._side.copy(x, address)
 
     monkeypatch.setattr(Post, "send", harmed)
 
@@ -308,7 +291,6 @@ HARMS = {
     "copied norms": (without_receiving("multiply"), 2, 1),
     "copied norms, told too early": (told_too_early, 2, 1),
     "stored norms beside copied ones": (without_notes, 2, 1),
-    "copied parts": (without_waiting_for_parts, 2, 1),
     "mixed tokens of rows": (few_are_copied(without_meeting(PeerMix, "by_rows")), 2, 1),
     "mixed tokens of tokens": (without_meeting(PeerMix, "by_tokens"), 3, 1),
     "parts, norms copied": (few_are_copied(without_meeting(CopiedSums, "add")), 2, 1),
