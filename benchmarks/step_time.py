@@ -24,8 +24,9 @@ PRODUCTS = {
 }  # fmt: skip
 # Attention of 4429 tokens, by (rows, heads).
 ATTENTION = {(2, 24): 446.0, (1, 24): 231.0, (2, 12): 228.0, (1, 12): 120.0, (1, 6): 68.0, (1, 3): 42.0}
-# Loop seconds of 28 steps, by (dp, mp, sp), run 59f609c10dbe, and milliseconds of decoding, by cards.
-LOOPS = {(1, 1, 1): 0.877, (2, 1, 1): 0.481, (1, 1, 2): 0.491, (1, 2, 1): 0.530}
+# Loop seconds of 28 steps, by (dp, mp, sp), means of runs 44bb1c2ca30e and f7aa298bc1c2 (mp 2 of the second alone), and
+# milliseconds of decoding, by cards.
+LOOPS = {(1, 1, 1): 0.874, (2, 1, 1): 0.477, (1, 1, 2): 0.488, (1, 2, 1): 0.509}
 DECODE_MS = {1: 17.8, 2: 9.7}
 
 # Least squares of relative errors: of the four products of a block together, and of each attention.
@@ -36,14 +37,13 @@ PEER_BYTES = 352e9  # a kernel's stores to another card's memory over NVLink: 10
 MEETING_US = 5.0
 GATHER_US = 20.0  # a small all-gather of NCCL's inside a graph: assumed, not measured
 # Noise, text embedding and modulations of two rows: by what two loops of one step exceed one of two (steps.jsonl: 3.9
-# by medians, 2.6 by minima). The fit does not tell 0 from 12; EXPOSED would be 0.24 and 0.13 with these.
+# by medians, 2.6 by minima). The fit does not tell 0 from 12.
 LOOP_MS = 4.0
-# Of the time that norms take to other cards what remains where they are copied beside products: a step on two cards
-# takes 18.68 instead of 19.36 ms (sd3par/copied_sums.py), and all of it would be 1.86.
-COPIED = 0.63
-# Least squares of relative errors of `LOOPS`: kernels in a recorded step to kernels alone (a hotter card), and
+# Least squares of relative errors of `LOOPS` but mp: kernels in a recorded step to kernels alone (a hotter card), and
 # how many of the bytes that products and attention store to peers while they compute cost time.
-SLOWER, EXPOSED = 1.129, 0.21
+SLOWER, EXPOSED = 1.122, 0.26
+# Of the time that norms take to other cards what remains where they are copied beside products, by the loop of mp.
+COPIED = 0.29
 
 
 class Network(NamedTuple):
@@ -96,8 +96,12 @@ def sent(work: Work, mesh: ParallelConfig) -> Sent:
     numbers, dual = rows * held * model.dim / mesh.mp, len(model.dual_attention_layers)
     exchanged = (3 + 1) * numbers * (mesh.sp - 1) / mesh.sp  # Q, K and V there, and what attention makes of them back
     image = rows * -(-work.image_tokens // mesh.sp) * model.dim / mesh.mp * (3 + 1) * (mesh.sp - 1) / mesh.sp
-    partial = 2 * rows * held * model.dim * (mesh.mp - 1) / mesh.mp  # two sums a block
-    normed = partial + dual / model.num_layers * partial / 2
+    whole = rows * held * model.dim * (mesh.mp - 1) / mesh.mp
+    mixed = whole / mesh.mp if mesh.sp == 1 else whole  # what attention makes; with sp, parts of the product behind it
+    if mesh.sp == 1:
+        image += mixed * work.image_tokens / held
+    partial = whole + mixed
+    normed = 2 * whole + dual / model.num_layers * whole
     halves = work.guidance and work.images % mesh.dp != 0
     latents = work.image_tokens / mesh.sp * model.patch_size**2 * model.channels_out * work.rows(mesh) if halves else 0
     layers = model.num_layers
@@ -135,14 +139,16 @@ def kernels_us(work: Work, mesh: ParallelConfig) -> tuple[float, float, float]:
     image, whole = rows * -(-work.image_tokens // mesh.sp), rows * held
 
     def block(count: float) -> float:
-        return product_us(count, 3 * inner, model.dim) + product_us(count, model.dim, inner)
+        out = (count / mesh.mp, model.dim) if mesh.sp == 1 else (count, inner)  # all heads of own tokens, or own heads
+        return product_us(count, 3 * inner, model.dim) + product_us(out[0], model.dim, out[1])
 
     mlp = product_us(whole, hidden, model.dim) + product_us(whole, model.dim, hidden)
     products = layers * (block(whole) + mlp) + dual * block(image)
     attention = layers * attention_us(rows, own, work.image_tokens + work.text_tokens)
     attention += dual * attention_us(rows, own, work.image_tokens)
-    # In: the residual and the branch's parts, one of each mp rank; out: the residual and the norm.
-    moved = (3 + mesh.mp) * HALF * whole * model.dim / mesh.mp
+    # In: the residual and the branch's parts, one of each mp rank, one behind attention; out: the residual, the norm.
+    parts = mesh.mp if mesh.sp > 1 else (mesh.mp + 1) / 2
+    moved = (3 + parts) * HALF * whole * model.dim / mesh.mp
     norms = (2 * layers + 1) * (1e6 * moved / NORM_BYTES + NORM_US)
     return products, attention, norms
 

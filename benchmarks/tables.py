@@ -25,6 +25,7 @@ A800 = (
     ("dp_size=2", 1.319, "dp2", "graph"), ("single card", 2.376, "one", "graph"), ("dygraph", 3.2, "one", "plain"),
 )  # fmt: skip
 OURS = ("what they do not have", None, "sp2", "graph"), ("what they do not have", None, "one", "eager")
+OWN = ("sd3par", "paddle-eager")  # who is no peer
 MISSING = "*Not measured yet.*"
 
 
@@ -34,10 +35,15 @@ def kind(rows: Sequence[Row], name: str) -> str:
     return MISSING if found is None else table.shown(found, KINDS[name].columns, markdown=True)
 
 
-def meshes(rows: Sequence[Row]) -> str:
-    """Returns of each model, size, number of steps and text length the newest run of meshes of several cards."""
-    several = {row["run_id"] for row in rows if row["bench"] == "parallel" and row["world"] > 1}
-    wanted = [row for row in rows if row["bench"] == "parallel" and row["run_id"] in several]
+def meshes(rows: Sequence[Row], beside_peers: bool) -> str:
+    """Returns of each model, size, number of steps and text length the newest run of meshes of several cards.
+
+    beside_peers: of the runs in which other engines took turns with ours, or else of all others.
+    """
+    ran = [row for row in rows if row["bench"] == "parallel"]
+    several = {row["run_id"] for row in ran if row["world"] > 1}
+    theirs = {row["run_id"] for row in ran if row["who"] not in OWN}
+    wanted = [row for row in ran if row["run_id"] in several and (row["run_id"] in theirs) == beside_peers]
     found = newest(wanted, "model", "height", "steps", "text_tokens").values()
     return "\n\n".join(table.shown(run, KINDS["parallel"].columns, markdown=True) for run in found) or MISSING
 
@@ -115,7 +121,7 @@ def page(results: Path, on_the_cpu: Path = RESULTS / "cpu") -> str:
     text = (HERE / "tables_text.md").read_text(encoding="utf-8")
     values = {"A100": beside(rows, 512, 50, A100), "A800": beside(rows, 1024, 20, A800), "TRIALS": trials(rows),
               "QUALITY": newest_run(rows, quality.NAME, "gpu", quality.cells), "AGREEMENT": agreement(rows),
-              "MESHES": meshes(rows),
+              "MESHES": meshes(rows, False), "PEERS": meshes(rows, True),
               "STARTUP": newest_run(read([str(on_the_cpu)]), startup.NAME, "cpu", startup.shown),
               "STARTUP_GPU": newest_run(rows, startup.NAME, "gpu", startup.shown)}  # fmt: skip
     limited, free = ([row for row in rows if ("memory_gib" in row) == is_limited] for is_limited in (True, False))

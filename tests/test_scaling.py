@@ -26,7 +26,7 @@ def test_bytes() -> None:
     halved = 24 * 2 * (2048 + 167) * 1536
     assert sent(work, ParallelConfig()) == (0, 0, 0, 0)
     assert sent(work, ParallelConfig(sp=2)) == (2 * (3 + 1) * halved / 2, 0, 0, 48)
-    assert sent(work, ParallelConfig(mp=2)) == (2 * 2 * numbers / 2, 2 * 2 * numbers / 2, 0, 96)
+    assert sent(work, ParallelConfig(mp=2)) == (2 * (numbers / 2 + numbers / 4), 2 * 2 * numbers / 2, 0, 96)
     assert sent(work, ParallelConfig(dp=2)) == (0, 0, 2 * 4096 * 64, 0)
     assert sent(work_of("sd3-medium", 1024, 2), ParallelConfig(dp=2)).gathered == 0
     dual = work_of("sd3.5-medium", 1024)
