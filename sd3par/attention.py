@@ -108,7 +108,8 @@ class SequenceExchange:
     def attend(self, together: list[list[Tensor]], tokens: list[Tokens]) -> list[Tensor]:
         """Attention within each list of [R, total, 3, heads, hd] -> [R, size, inner] of each, of this mp rank's heads.
 
-        tokens: of all segments, list after list. What `mix` gives is what comes back without sp.
+        tokens: of all segments, list after list. Without sp that is what `mix` gives: under mp with peers all heads of
+        the tokens that this rank norms.
         """
         parts = self._mix(together)  # [R, total, heads * hd]
         if self.axis.size == 1:

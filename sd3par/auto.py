@@ -62,11 +62,11 @@ def auto_mesh(
 ) -> ParallelConfig:
     """Returns the mesh for a request, by a rule that looks at nothing but these numbers:
 
-    1. mp as small as the weights allow, so 1 where they fit: its sums send the most.
+    1. mp as small as the weights allow, so 1 where they fit: its norms and sums send the most.
     2. dp as large as pictures and the two halves of guidance allow: it sends next to nothing.
     3. sp is the rest.
 
-    That is the order of the measured times (two H200s, SD3-medium, 1024 x 1024: dp 0.480 s, sp 0.492 s, mp 0.544 s).
+    That is the order of the measured times (two H200s, SD3-medium, 1024 x 1024: dp 0.480 s, sp 0.491 s, mp 0.509 s).
     For more cards benchmarks/scaling.md compares it with a model of the time.
 
     Args:
@@ -83,6 +83,7 @@ def auto_mesh(
     """
 
     def preference(mesh: ParallelConfig) -> tuple[bool, int, int]:
+        # A rank has up to 0.53, 0.29 and 0.17 of them at mp 2, 4 and 8 (`WeightPlan.whole_out`): the share has room.
         large = card_bytes is not None and weight_bytes > WEIGHTS_SHARE * card_bytes * mesh.mp
         return large, -mesh.mp if large else mesh.mp, -mesh.dp
 

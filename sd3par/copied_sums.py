@@ -5,8 +5,8 @@ takes the rows that this rank has normed, then the text's, which are few and sto
 the image that have arrived. Parts of sums are stored by the products' own kernel: those for other ranks computed first
 and copied beside the rest (3072 terms: 51 us a row, its copy 38) made no step shorter, 18.2 ms and 18.0.
 
-No rank overwrites what another still reads: norms are read before a meeting and sent again behind it, and parts are
-read before norms are sent, and stored again when these have been received.
+No rank overwrites what another still reads: norms, copied or stored, are read before a meeting and sent again behind
+it; parts and mixed tokens are read before norms are sent, and stored again when these have been received.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from sd3par.peer_sums import PeerSums
 from sd3par.plan import WeightPlan
 from sd3par.sums import Branch, GatedBranches
 
-# Of the image, in all rows. A recorded step of SD3-medium on two H200s takes 18.68 ms with copies and 19.36 without for
-# 8192 tokens, 10.52 and 10.54 for 4608, 35.8 and 35.9 for 16384 (benchmarks/gpu/copied.py); as this was first written
-# 6.84 and 5.43 for 2048, where one launch makes the products of both streams.
+# Of the image, in all rows. Before the text's norms were stored and attention's outputs sent, a recorded step of
+# SD3-medium on two H200s took 18.68 ms with copies and 19.36 without for 8192 tokens, 10.52 and 10.54 for 4608, 35.8
+# and 35.9 for 16384 (benchmarks/gpu/copied.py); as this was first written 6.84 and 5.43 for 2048, where one launch
+# makes the products of both streams. Now it takes 18.0 ms with copies for 8192.
 LEAST_TOKENS = 8192
 
 
@@ -48,7 +49,8 @@ class CopiedSums(PeerSums):
 
     def held(self, streams: list[Tensor]) -> list[Tensor]:
         """[R, t, D] of image and text before the first block -> what of them this rank norms, views."""
-        self._post.under_way = self._notes.under_way = False
+        self._notes.receive()  # what a step sent that failed on all ranks
+        self._post.receive()
         rows = streams[0].shape[0]
         self._copies_rows = copies_rows(self.axis.size, rows, streams[0].shape[1])
         return [x[self._rows(rows)] for x in streams] if self._copies_rows else super().held(streams)

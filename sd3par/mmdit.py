@@ -142,7 +142,7 @@ class JointBlock(nn.Layer):
     def _attend_dual(
         self, attn2: Attention, x: Tensor, x2: Tensor, c: Tensor, gate: Tensor, gate2: Tensor, layout: Layout
     ) -> list[Tensor]:
-        """Both attentions of a dual block in one exchange; the image's parts come gated and added: one sum for both."""
+        """Both attentions of a dual block in one exchange; what they add to the image comes gated and added up."""
         tokens, attn = [layout.image, layout.context, layout.image], self.attn
         projections = [attn.project_image(x), attn.project_context(c), attn2.project_image(x2)]
         x, c, x2 = self.exchange.project(projections, tokens)

@@ -194,31 +194,38 @@ class Post:
         self._flags = share(mesh, axis, axis.size + 2, "int32")  # as `kernels.tell` has them
         self._targets = self._flags.everywhere(axis.rank)
         self._side = Side()
-        self.under_way = False  # whether something was sent that was not received yet
+        self.under_way = False  # whether something was told of that was not received yet
         self._sending = False  # whether nobody has waited for the side's stream since
 
     def send(self, parts: list[tuple[Tensor, int]]) -> None:
         """Copies tensors, [...] each without gaps, to addresses, and tells of them and of all stores before.
 
-        Nobody may overwrite one of them, or give its memory away, before `receiving` is over.
+        Nobody may overwrite one of them, or give its memory away, before they are received.
         """
-        self.under_way = True
         if not self._mesh.alone:
             self._sending = True
             self._side.follow()
             for x, address in parts:
                 self._side.copy(x, address)
             kernels.tell(self._flags.own, self._targets, self._side.handle)
+        self.under_way = True
 
     def receive(self) -> None:
-        """Waits on the device's stream for what all have sent; the host goes on. Does nothing if nothing was sent."""
+        """Waits on the device's stream for what all have sent, this process too; the host goes on.
+
+        Does nothing if nothing was sent. The own copies come first: in a recorded step their stream and the one that
+        waits for all may be one after the other.
+        """
+        if self._sending:
+            self._side.join()
+        self._sending = False
         if self.under_way and not self._mesh.alone:
             kernels.hear(self._flags.own)
         self.under_way = False
 
     @contextmanager
     def receiving(self) -> Iterator[None]:
-        """Receives at its end, if that was not done before, and waits for what this process sent: behind an error, too.
+        """Receives at its end, if that was not done before, also behind an error.
 
         So all processes count alike where all had one, and a recording ends with all its streams.
         """
@@ -226,15 +233,9 @@ class Post:
             yield
         except BaseException:
             with suppress(Exception):  # what went wrong before is the news
-                self._end()
+                self.receive()
             raise
-        self._end()
-
-    def _end(self) -> None:
         self.receive()
-        if self._sending:
-            self._side.join()
-        self._sending = False
 
 
 def why_not(mesh: Mesh, dtype: str) -> str:

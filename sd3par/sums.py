@@ -1,4 +1,7 @@
-"""Tensor parallelism of a block's branches: each mp rank has a part of each, and the sum of all goes into a norm."""
+"""Tensor parallelism of a block's branches: each mp rank has a part of each, and the sum of all goes into a norm.
+
+Where ranks get all heads' outputs of their own tokens (`PeerSums.whole`), those after attention are no parts.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from sd3par.mesh import Mesh
 
 
 class Branch(NamedTuple):
-    """A product that is still to be done, x: [R, t, K] by a layer: this mp rank's part of a sum, [R, t, D]."""
+    """A product that is still to be done, x: [R, t, K] by a layer: this mp rank's part of a sum, or all, [R, t, D]."""
 
     x: Tensor
     layer: Linear
@@ -94,6 +97,6 @@ class Sums:
         return [both[:, :first], both[:, first:]]  # views
 
     def _values(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
-        """This mp rank's parts, [R, t, D] each; plain products together."""
+        """The products of this mp rank, [R, t, D] each; plain ones together."""
         plain = iter(kernels.linears([branch.product() for branch in branches if isinstance(branch, Branch)]))
         return [next(plain) if isinstance(branch, Branch) else branch.value() for branch in branches]

@@ -89,6 +89,7 @@ class Side:
         self.handle = len(emulation.sides) + 1
         self.rank, self._emulation, self._turns, self._late = emulation.turns.me, emulation, emulation.turns, late
         self._waiting: list[Callable[[], object]] = []
+        self.open = False  # whether it was given something since its rank waited for it
         emulation.sides[self.handle] = self
 
     def follow(self) -> None:
@@ -100,6 +101,7 @@ class Side:
 
     def join(self) -> None:
         self.finish()
+        self.open = False
         with self._turns.aside():
             known = self._turns.publish()
         self._turns.learn(known)
@@ -107,6 +109,7 @@ class Side:
     def do(self, work: Callable[[], object]) -> None:
         """Does work(), now or later."""
         self._waiting.append(work)
+        self.open = True
         if not self._late:
             self.finish()
 
@@ -268,9 +271,6 @@ class Emulation:
 
     def _hear(self, flags: Tensor) -> None:
         self.meetings += 1
-        for side in self.sides.values():  # it goes on while its rank waits
-            if side.rank == self.turns.me:
-                side.finish()
         memory, count = self._find(flags.data_ptr()), flags.shape[0] - 2
         mine = np.frombuffer((ctypes.c_int32 * (count + 2)).from_address(memory.start), np.int32)
         turn = mine[count + 1] = mine[count + 1] + 1

@@ -105,6 +105,48 @@ def test_copies_beside_the_products(name: str, mp: int, late: bool, monkeypatch:
     for predictions in emulation.run(lambda mesh: run(name, COPIED, mesh)):
         assert max(np.abs(x - y).max() for x, y in zip(predictions, want, strict=True)) < tolerances.MODULE
     assert emulation.copies > 0
+    assert not any(side.open for side in emulation.sides.values())  # a recorded step ends with all its streams
+
+
+@pytest.mark.parametrize(("mp", "most"), [(2, 0.53), (3, 0.38)])
+def test_weights_of_a_rank(mp: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the blocks; the product after attention is whole on each."""
+
+    def numbers(mesh: Mesh) -> int:
+        return sum(one.size for one in model(MODELS["6 heads, QK norm"], mesh).transformer_blocks.parameters())
+
+    whole = numbers(Mesh.single())
+    assert max(Emulation(monkeypatch, mp, 1).run(numbers)) <= most * whole
+
+
+@pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize("failing", ["tell", "attention", "linear_to", "adaln"])
+def test_a_step_that_fails_on_all_ranks_leaves_them_in_step(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it does: what was told is heard, before the next step or by it."""
+    name = "5 heads, dual, QK norm"
+    with paddle.no_grad():
+        want = run(name, COPIED[:1], Mesh.single())
+    emulation = Emulation(monkeypatch, 2, 1)
+    whole, calls = getattr(kernels, failing), {0: 0, 1: 0}
+
+    def fails_once(*given: object, **named: object) -> object:
+        me = emulation.turns.me
+        calls[me] += 1
+        if calls[me] == 2:
+            raise MemoryError("no room")
+        return whole(*given, **named)
+
+    monkeypatch.setattr(kernels, failing, fails_once)
+
+    def twice(mesh: Mesh) -> list[np.ndarray]:
+        net = model(MODELS[name], mesh)
+        with pytest.raises(MemoryError):
+            steps(net, COPIED[0])
+        net.routes.sums._meet()  # as a request begins: all ranks have ended the one before
+        return steps(net, COPIED[0])
+
+    for predictions in emulation.run(twice):
+        assert max(np.abs(x - y).max() for x, y in zip(predictions, want, strict=True)) < tolerances.MODULE
 
 
 @pytest.mark.usefixtures("copies")

@@ -99,7 +99,7 @@ class TracedSums(Sums):
 
 
 class TracedPeerSums(Sums):
-    """`PeerSums` in a program: what is shared lies where `peers.PeerMemory` says when it runs."""
+    """`PeerSums` that is not `whole` in a program: what is shared lies where `peers.PeerMemory` says when it runs."""
 
     def __init__(self, mesh: TracedMesh) -> None:
         super().__init__(mesh)

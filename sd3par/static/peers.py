@@ -16,7 +16,7 @@ _NORMS, _LAST, _PARTS = range(3)  # pools, as in kernels/static/src/peers.h
 
 
 class PeerMemory:
-    """As `PeerSums` has it, but for the layouts, which the operators make. Collective.
+    """As `PeerSums` that is not `whole` has it, but for the layouts, which the operators make. Collective.
 
     Args:
         dim: D; dtype: of the model; dual: whether it has blocks that norm the image twice.

@@ -179,9 +179,16 @@ void Graphs() {
       [] {
         auto* a = Kernel("A", {Zero("m", {}, memory + 1024, 4)});
         auto *b = Kernel("B", {a}), *c = Kernel("C", {a});
-        Kernel("D", {Zero("n", {b, c}, memory + 1024, 8), b});
+        Kernel("D", {Zero("n", {b, c}, memory + 2048, 8), b});
       },
-      "A after zero 1024+8; B after A; C after A; D after B C; zero 1024+8");
+      "A after zero 1024+1032; B after A; C after A; D after B C; zero 1024+1032");
+  Case(  // a piece that is zeroed again
+      [] {
+        auto* a = Kernel("A", {Zero("m", {}, memory, 8)});
+        auto* b = Kernel("B", {Zero("n", {a}, memory + 4, 8)});
+        Kernel("C", {Zero("o", {b}, memory + 1024, 4)});
+      },
+      "A after m; B after n; C after B; m after zero 1024+4; n after A; zero 1024+4");
   Case(  // what stays: other memory, another value, an edge with a meaning
       [] {
         auto* b = Kernel("B", {Zero("m", {Kernel("A", {})}, elsewhere, 4)});

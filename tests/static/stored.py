@@ -81,7 +81,7 @@ def eager(rank: int, pools: Pools) -> MMDiT:
     mesh = Mesh(one, one, mesh_axis, Axis(RANKS, rank, None), transport="collective")
     model = zeros(MMDiT(CONFIG, mesh, DTYPE))
     sums = PeerSums.__new__(PeerSums)
-    sums.axis, sums.dim = mesh_axis, CONFIG.dim
+    sums.axis, sums.dim, sums.whole = mesh_axis, CONFIG.dim, False  # programs send parts of all products
     sums._meet = lambda: None
     sums.held = lambda given: [x.contiguous() for x in PeerSums.held(sums, given)]  # a program has no views
     sums._norms, sums._last, sums._parts = (Pool(memory) for memory in pools.memory)

@@ -29,9 +29,14 @@ C_Status EndCapture(const C_Device device, C_Stream stream, C_CudaGraph* graph) 
     UseDevice(device->id);
     cudaGraph_t made = nullptr;
     Must(cudaStreamEndCapture(Cuda(stream), &made), "cudaStreamEndCapture");
-    ++live;
+    try {
+      ZeroPiecesOnce(made);
+    } catch (...) {  // half of it may be done
+      cudaGraphDestroy(made);
+      throw;
+    }
     *graph = reinterpret_cast<C_CudaGraph>(made);
-    ZeroPiecesOnce(made);
+    ++live;
   });
 }
 

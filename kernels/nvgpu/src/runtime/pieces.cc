@@ -92,6 +92,40 @@ char* MemoryOf(const Span& span, const std::vector<Span>& registered) {
   return nullptr;
 }
 
+// A memset to zero in a piece, and the memory that the piece is of.
+struct Zero {
+  cudaGraphNode_t node;
+  Span span;
+  char* memory;
+};
+
+std::vector<Zero> Found(cudaGraph_t graph) {
+  std::vector<Span> registered;
+  {
+    std::lock_guard<std::mutex> hold(Guard());
+    registered = Registered();
+  }
+  std::vector<Zero> found;
+  for (cudaGraphNode_t node : Nodes(graph)) {
+    const Span span = Zeroed(node);
+    char* const memory = MemoryOf(span, registered);
+    if (memory != nullptr) found.push_back({node, span, memory});
+  }
+  return found;
+}
+
+// Those that zero what no other one does: what is zeroed twice is written to in between.
+std::vector<Zero> Alone(const std::vector<Zero>& all) {
+  std::vector<Zero> alone;
+  for (const Zero& one : all) {
+    auto meets = [&](const Zero& other) {
+      return one.node != other.node && one.span.begin < other.span.end && other.span.begin < one.span.end;
+    };
+    if (std::none_of(all.begin(), all.end(), meets)) alone.push_back(one);
+  }
+  return alone;
+}
+
 void ZeroFirst(cudaGraph_t graph, const Span& span) {
   size_t count = 0;
   Must(cudaGraphGetRootNodes(graph, nullptr, &count), "cudaGraphGetRootNodes");
@@ -124,16 +158,8 @@ void* Pieces::Take(cudaStream_t stream, size_t bytes) {
 }
 
 void ZeroPiecesOnce(cudaGraph_t graph) {
-  std::vector<Span> registered;
-  {
-    std::lock_guard<std::mutex> hold(Guard());
-    registered = Registered();
-  }
   std::map<char*, Span> zeroed;  // of each memory, from the first such piece to the end of the last
-  for (cudaGraphNode_t node : Nodes(graph)) {
-    const Span span = Zeroed(node);
-    char* const memory = MemoryOf(span, registered);
-    if (memory == nullptr) continue;
+  for (const auto& [node, span, memory] : Alone(Found(graph))) {
     const Place place = PlaceOf(node);
     if (!place.plain) continue;
     Remove(graph, node, place);

@@ -9,7 +9,9 @@
 namespace nvgpu {
 
 // One per workspace, used under its owner's lock. Graphs recorded from one stream take the same pieces: their replays
-// are in order. Never destroyed while a graph can be captured.
+// must be in order, as they are on the stream that launches them. Products on a side stream that a graph took in would
+// share theirs with those of other graphs, as they share the workspace; there are none. Never destroyed while a graph
+// can be captured.
 class Pieces {
  public:
   Pieces(void* memory, size_t bytes);
@@ -23,8 +25,9 @@ class Pieces {
   unsigned long long capture_ = 0;  // whose pieces are taken
 };
 
-// Takes the memsets to zero in any pieces out of `graph`, which is captured and not instantiated; one for the pieces of
-// each stream comes before everything else in it.
+// Takes the memsets to zero in any pieces, each of which is zeroed once, out of `graph`, which is captured and not
+// instantiated; one for the pieces of each stream comes before everything else in it. After an exception the graph is
+// of no use.
 void ZeroPiecesOnce(cudaGraph_t graph);
 
 }  // namespace nvgpu
