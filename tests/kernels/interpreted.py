@@ -113,6 +113,15 @@ def scattered_cases() -> Iterator[Case]:
                 held = exact[:, i * size : (i + 1) * size]
                 whole[:rows, 1 : 1 + held.shape[1], before : before + width] = held
                 yield f"{name} part {part} shard {i}", shard, whole
+    x = tensor("qkv of two rows", 2, 37, 3, 2, 16)
+    (want,) = attention_reference([wide(x)])
+    for order in ((0, 1), (1, 0)):  # each row to memory of its own, where the second lies before the first, too
+        rows_of = [paddle.full([37, 32], 7.0) for _ in order]
+        first, second = (rows_of[i].data_ptr() for i in order)
+        place = paddle.to_tensor([first], dtype="int64")
+        attention_triton([x], [Scattered(place, 37, (second - first) // x.element_size(), 32)], SMALL)
+        for row, i in enumerate(order):
+            yield f"row {row} of attention to memory {order}", rows_of[i], want[row]
 
 
 def norm_cases() -> Iterator[Case]:
