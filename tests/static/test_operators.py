@@ -77,7 +77,7 @@ def test_a_recorded_step_is_eager_codes_in_memory_of_its_own(dry_plugin: Path, d
 
 @slow
 def test_ranks_store_to_peers_as_eager_ones_do(dry_plugin: Path, driver: Path, tmp_path: Path) -> None:
-    """A step of both ranks of two, with parts of all products: the same launches and tables; meetings behind exchanges."""
+    """A step of both ranks of two, with parts of all products: the same launches, tables and meetings."""
     found = run("stored", dry_plugin, driver, tmp_path)
     assert found["wrong"] == {"0": "", "1": ""}
     assert found["launches"] == {"0": [41, 17], "1": [41, 17]}
