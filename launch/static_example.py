@@ -27,7 +27,7 @@ import numpy as np
 import paddle
 import paddle.inference as inference
 
-MANIFEST, FORMAT = "sd3par-export.json", 1
+MANIFEST, FORMAT = "sd3par-export.json", 2
 BLOCK = 64 << 20  # bytes: a file has a SHA-256 of each
 CLIP_TOKENS, SIDE, MAX_STEPS, MAX_GUIDANCE = 77, 128, 1000, 100.0
 

@@ -36,7 +36,7 @@ class PeerSums(Sums):
 
     It stores its norms to all. So a rank holds, and adds to, its own tokens of a residual only.
 
-    whole: it makes the whole product after attention of them (`WeightPlan.whole_out`).
+    `whole` without sp.
 
     Raises:
         RuntimeError: the processes cannot map each other's memory.

@@ -29,7 +29,7 @@ class Routes(NamedTuple):
     @property
     def whole_out(self) -> bool:
         """Returns whether each mp rank makes all of the product after attention, of its own tokens."""
-        return isinstance(self.sums, PeerSums) and self.sums.whole
+        return self.sums.whole
 
     @property
     def transport(self) -> str:
@@ -45,9 +45,10 @@ def routes_for(mesh: Mesh, plan: WeightPlan, dtype: str) -> Routes:
         ConfigError: `mesh.transport` is "peer" and these processes cannot.
     """
     if isinstance(mesh, TracedMesh):
-        return Routes(
-            TracedExchange(mesh, plan), TracedPeerSums(mesh) if mesh.transport == "peer" else TracedSums(mesh)
-        )
+        if mesh.transport != "peer":
+            return Routes(TracedExchange(mesh, plan), TracedSums(mesh))
+        traced = TracedPeerSums(mesh, plan)
+        return Routes(TracedExchange(mesh, plan, traced.mix), traced)
     if mesh.transport == "collective" or mesh.sp.size * mesh.mp.size == 1:
         return _by_collectives(mesh, plan)
     reason = peer_memory.why_not(mesh, dtype)

@@ -63,7 +63,12 @@ class GatedBranches(NamedTuple):
 
 
 class Sums:
-    """Sums by all-reduce, both streams in one buffer; every rank norms all tokens of its sp rank."""
+    """Sums by all-reduce, both streams in one buffer; every rank norms all tokens of its sp rank.
+
+    whole: whether a rank makes the whole product after attention, of its own tokens (`WeightPlan.whole_out`).
+    """
+
+    whole = False
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh

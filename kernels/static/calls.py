@@ -35,7 +35,7 @@ def adaln(streams: list[Stream]) -> list[tuple[Tensor, ...]]:
 
 
 def peer_norm(streams: list[Stream], likes: list[Tensor], last: bool) -> list[tuple[Tensor, ...]]:
-    """The same of streams x: [R, held, D] with branches in parts, [mp, R, size, D]; norms of all tokens, [R, t, D].
+    """The same of streams x: [R, held, D] with branches [R, size, D], or in parts; norms of all tokens, [R, t, D].
 
     likes: [R, t, ...] each, for the lengths of the streams. last: nothing follows that adds.
     """
@@ -49,11 +49,13 @@ def peer_add(products: list[Product]) -> list[Tensor]:
     return _operator(f"peer_add_{len(products)}", *(one for product in products for one in product))
 
 
-def peer_add_gated(x: Tensor, gate: Tensor, x2: Tensor, gate2: Tensor, text: Product) -> list[Tensor]:
-    """The same of gate * x + gate2 * x2, [R, t, D], and of the text's product."""
-    bases: list[Tensor] = []
-    lines = [*_place(origin.line(gate), bases), *_place(origin.line(gate2), bases)]
-    return _operator("peer_add_gated", x, x2, *text, bases, lines)
+def peer_mix(segments: list[Tensor], dim: int, start: int) -> list[Tensor]:
+    """Attention of two [R, Ti, 3, heads, head_dim], and of a third by itself -> [R, size, dim] of each: own tokens.
+
+    dim: what all ranks' heads make of a token; start: where this rank's lie in that.
+    """
+    heads, head_dim = segments[0].shape[3:]
+    return _operator(f"peer_mix_{len(segments)}", *map(origin.packed, segments), heads, head_dim, dim, start)
 
 
 def peer_held(x: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def call_all(order: Order, architecture: int) -> None:
     if order.peers:
         _call_peers(model, order.peers, zeros)
     for heads in order.heads:
-        _call_attention(model, heads, architecture, zeros)
+        _call_attention(order, heads, architecture, zeros)
     _call_ends(model, zeros)
     if order.maps is not None and min(order.architectures) >= 90:  # else maps are not channels-last
         _call_maps(order.maps, zeros)
@@ -104,33 +104,34 @@ def _call_pairs(order: Order, zeros: partial[paddle.Tensor]) -> None:
 
 
 def _call_peers(model: ModelConfig, peers: int, zeros: partial[paddle.Tensor]) -> None:
-    """Norms stored to all ranks, of sums of their parts, and meetings."""
+    """Norms stored to all ranks, of branches and of sums of their parts, and meetings."""
     image, text = zeros([_ROWS, _IMAGE, model.dim]), zeros([_ROWS, _TEXT, model.dim])
     parts = [zeros([peers, *x.shape]) for x in (image, text)]
     vector, addresses = zeros([_ROWS, 3, model.dim])[:, 1], paddle.zeros([peers], dtype="int64")
     once, outs = ((vector, vector),), [[Copies(addresses, peers * x.shape[1] * model.dim)] for x in (image, text)]
     adaln_triton([Stream(image, None, None, once), Stream(text, None, None, once)], outs)
+    adaln_triton([Stream(image, image, vector, once), Stream(text, text, vector, once)], outs)
     adaln_triton([Stream(image, parts[0], vector, once), Stream(text, parts[1], vector, once)], outs)
     if model.dual_attention_layers:
         twice, both = once * 2, [[*outs[0], *outs[0]], outs[1]]
         adaln_triton([Stream(image, None, None, twice), Stream(text, None, None, once)], both)
         adaln_triton([Stream(image, parts[0], vector, twice), Stream(text, parts[1], vector, once)], both)
-        adaln_triton([Stream(image, parts[0], None, once), Stream(text, parts[1], vector, once)], outs)
-        place = Scattered(addresses, _IMAGE, _IMAGE * model.dim, model.dim)
-        gated_sum_triton(image, vector, image, vector, place)
+        adaln_triton([Stream(image, image, None, once), Stream(text, text, vector, once)], outs)
     meet_triton(paddle.zeros([peers + 1], dtype="int32"), addresses)
 
 
-def _call_attention(model: ModelConfig, heads: int, architecture: int, zeros: partial[paddle.Tensor]) -> None:
+def _call_attention(order: Order, heads: int, architecture: int, zeros: partial[paddle.Tensor]) -> None:
+    model, outs = order.model, None
     dim = model.attention_head_dim
     image, text = zeros([_ROWS, _IMAGE, 3, heads, dim]), zeros([_ROWS, _TEXT, 3, heads, dim])
     if model.qk_norm is not None:
         norm = zeros([dim])
         split_heads_triton(image.flatten(2), dim, norm, norm)
-    if architecture // 10 == 9 and dim == HEAD_DIM:
-        attention_hopper([image, text])
-    else:
-        attention_triton([image, text])
+    if order.peers:  # each token to the rank that norms it
+        addresses = paddle.zeros([order.peers], dtype="int64")
+        outs = [Scattered(addresses, size, size * model.dim, model.dim) for size in (_IMAGE, _TEXT)]
+    attend = attention_hopper if architecture // 10 == 9 and dim == HEAD_DIM else attention_triton
+    attend([image, text], outs)
 
 
 def _call_ends(model: ModelConfig, zeros: partial[paddle.Tensor]) -> None:

@@ -6,7 +6,7 @@ has a collective of its own: a static program has no views, so cutting one buffe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,8 +14,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from sd3par import kernels
-from sd3par.attention import windows
-from sd3par.errors import ConfigError
+from sd3par.attention import mixed, windows
 from sd3par.kernels import Product
 from sd3par.kernels.static import calls
 from sd3par.padding import merge
@@ -39,8 +38,10 @@ class Numbers(NamedTuple):
 class TracedExchange:
     """`SequenceExchange` in a program."""
 
-    def __init__(self, mesh: TracedMesh, plan: WeightPlan) -> None:
-        self.mesh, self.axis = mesh, mesh.sp
+    def __init__(
+        self, mesh: TracedMesh, plan: WeightPlan, mix: Callable[[list[list[Tensor]]], list[Tensor]] = mixed
+    ) -> None:
+        self.mesh, self.axis, self._mix = mesh, mesh.sp, mix
         self.widths = [len(heads) * plan.head_dim for heads in plan.groups]
         # The CPU's collectives want tensors of all ranks alike, and mp ranks may have different numbers of heads.
         alike = replace(plan, mp_rank=0) if mesh.cpu else plan
@@ -61,10 +62,10 @@ class TracedExchange:
 
         tokens: `Numbers` of all segments, list after list.
         """
-        mixed = [x for segments in together for x in kernels.attention(segments)]  # [R, total, heads * hd]
+        parts = self._mix(together)  # [R, total, heads * hd]
         if self.axis.size == 1:
-            return mixed
-        return [self._to_tokens(x, one) for x, one in zip(mixed, tokens, strict=True)]
+            return parts
+        return [self._to_tokens(x, one) for x, one in zip(parts, tokens, strict=True)]
 
     def _to_heads(self, x: Tensor, tokens: Numbers) -> Tensor:
         """x: [R, size, 3 * inner] -> [R, total, 3 * heads * hd]."""
@@ -99,10 +100,13 @@ class TracedSums(Sums):
 
 
 class TracedPeerSums(Sums):
-    """`PeerSums` that is not `whole` in a program: what is shared lies where `peers.PeerMemory` says when it runs."""
+    """`PeerSums` in a program: what is shared lies where `peers.PeerMemory` says when it runs."""
 
-    def __init__(self, mesh: TracedMesh) -> None:
+    whole = True  # sp has one rank
+
+    def __init__(self, mesh: TracedMesh, plan: WeightPlan) -> None:
         super().__init__(mesh)
+        self._dim, self._first = plan.dim, plan.mixed.pieces[0].start
         self._likes: list[Tensor] = []  # image and text, whole: for their lengths, which are not known here
 
     def held(self, streams: list[Tensor]) -> list[Tensor]:
@@ -114,12 +118,14 @@ class TracedPeerSums(Sums):
         """Adds its branch to each stream and norms it: [R, held, D] -> the same, and norms of all tokens, [R, t, D]."""
         return calls.peer_norm(streams, self._likes, last)
 
+    def mix(self, together: list[list[Tensor]]) -> list[Tensor]:
+        """Attention within each list of [R, t, 3, heads, hd] -> [R, size, D] of each: all heads, this rank's tokens."""
+        return calls.peer_mix([x for segments in together for x in segments], self._dim, self._first)
+
+    def out(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
+        """Returns the products after attention, of what `mix` gives: [R, size, D]."""
+        return self._values(branches)
+
     def add(self, branches: Sequence[Branch | GatedBranches]) -> list[Tensor]:
         """Returns the parts of each sum over mp, [mp, R, size, D]: `norm` adds them up."""
-        plain = [branch.product() for branch in branches if isinstance(branch, Branch)]
-        if len(plain) == len(branches):
-            return calls.peer_add(plain)
-        both = branches[0]
-        if not isinstance(both, GatedBranches) or len(plain) != 1:
-            raise ConfigError("transport", "peer", "collective: the last block is a dual one")
-        return calls.peer_add_gated(both.first.value(), both.gate, both.second.value(), both.gate2, plain[0])
+        return calls.peer_add([branch.product() for branch in branches if isinstance(branch, Branch)])  # of MLPs

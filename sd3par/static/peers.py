@@ -12,11 +12,11 @@ from sd3par.mesh import Mesh
 from sd3par.peer_memory import ALIGNED, Meeting, SharedPool
 from sd3par.plan import tokens_for
 
-_NORMS, _LAST, _PARTS = range(3)  # pools, as in kernels/static/src/peers.h
+_NORMS, _LAST, _PARTS, _MIXED = range(4)  # pools, as in kernels/static/src/peers.h
 
 
 class PeerMemory:
-    """As `PeerSums` that is not `whole` has it, but for the layouts, which the operators make. Collective.
+    """As `PeerSums` has it, but for the layouts, which the operators make. Collective.
 
     Args:
         dim: D; dtype: of the model; dual: whether it has blocks that norm the image twice.
@@ -33,7 +33,7 @@ class PeerMemory:
             self._meeting = Meeting(mesh, mesh.mp)
         except RuntimeError as error:  # on all ranks
             _refuse(shorten(str(error), 200))
-        self._pools = [SharedPool(mesh, mesh.mp, dtype) for _ in range(3)]
+        self._pools = [SharedPool(mesh, mesh.mp, dtype) for _ in range(4)]
 
     def prepare(self, rows: int, lengths: tuple[int, int]) -> None:
         """Sees to it that programs have room for `rows` rows of so many image and text tokens; collective.
@@ -42,10 +42,13 @@ class PeerMemory:
         """
         norms = [rows * length * self._dim for length in lengths]
         sizes = [tokens_for(0, self._axis.size, length).size for length in lengths]
-        parts = [self._axis.size * rows * size * self._dim for size in sizes]
+        mixed = [rows * size * self._dim for size in sizes]
+        parts = [self._axis.size * count for count in mixed]
         meeting = (0, 0) if self._mesh.alone else tuple(one.data_ptr() for one in self._meeting.tensors)
         library.tell_peers(self._axis.rank, self._axis.size, *meeting)
-        for which, wanted in ((_NORMS, norms + norms[:1] * self._dual), (_LAST, norms[:1]), (_PARTS, parts)):
+        pools = {_NORMS: norms + norms[:1] * self._dual, _LAST: norms[:1], _PARTS: parts,
+                 _MIXED: mixed + mixed[:1] * self._dual}  # fmt: skip
+        for which, wanted in pools.items():
             room = sum(-(-count // ALIGNED) * ALIGNED for count in wanted)
             (shared,) = self._pools[which].tensors([[room]], [room])
             library.tell_pool(which, shared.addresses, room)

@@ -15,7 +15,7 @@ from sd3par.config import GenerationRequest, ParallelConfig, parse_config, requi
 from sd3par.errors import CheckpointError, ConfigError
 from sd3par.weights.json_file import read_json
 
-FORMAT = 1
+FORMAT = 2  # 2: ranks that store to each other hold all of the products after attention
 BLOCK = 64 << 20  # bytes: one core hashes about 1.2 GB a second, and the parameters of SD3 are 4 GB
 THREADS = min(8, len(os.sched_getaffinity(0)))
 MANIFEST = "sd3par-export.json"

@@ -19,6 +19,8 @@ import paddle
 import triton
 from paddle import Tensor
 
+from sd3par import mmdit
+from sd3par.attention import SequenceExchange
 from sd3par.conditions import Conditions, Layout
 from sd3par.config import ParallelConfig
 from sd3par.device import choose
@@ -27,6 +29,7 @@ from sd3par.kernels.static import library
 from sd3par.mesh import Axis, Mesh
 from sd3par.mmdit import MMDiT
 from sd3par.peer_memory import unshared
+from sd3par.peer_mix import PeerMix
 from sd3par.peer_sums import PeerSums
 from sd3par.plan import tokens_for
 from sd3par.routes import Routes
@@ -66,7 +69,7 @@ class Pools:
     """Memory of both, and where each pool is; both ranks' places are this process's."""
 
     def __init__(self) -> None:
-        self.memory = [paddle.zeros([8 << 20], dtype=DTYPE) for _ in range(3)]
+        self.memory = [paddle.zeros([8 << 20], dtype=DTYPE) for _ in range(4)]
         self.flags, self.targets = paddle.zeros([RANKS + 1], dtype="int32"), paddle.zeros([RANKS], dtype="int64")
 
     def tell(self, rank: int) -> None:
@@ -76,21 +79,20 @@ class Pools:
 
 
 def eager(rank: int, pools: Pools) -> MMDiT:
-    """A model whose sums are stored, in the memory of `pools`, alone."""
+    """A model whose sums and mixed tokens are stored, in the memory of `pools`, alone."""
     one, mesh_axis = Axis(1, 0, None), Axis(RANKS, rank, None)
     mesh = Mesh(one, one, mesh_axis, Axis(RANKS, rank, None), transport="collective")
-    model = zeros(MMDiT(CONFIG, mesh, DTYPE))
-    sums = PeerSums.__new__(PeerSums)
-    sums.axis, sums.dim, sums.whole = mesh_axis, CONFIG.dim, False  # programs send parts of all products
-    sums._meet = lambda: None
+    plan = mmdit.plan_of(CONFIG, mesh)
+    mix, sums = PeerMix.__new__(PeerMix), PeerSums.__new__(PeerSums)
+    mix.axis, mix.dim, mix._first = mesh_axis, CONFIG.dim, plan.mixed.pieces[0].start
+    sums.axis, sums.dim, sums.whole, sums._mix = mesh_axis, CONFIG.dim, True, mix
+    mix._meet = sums._meet = lambda: None
     sums.held = lambda given: [x.contiguous() for x in PeerSums.held(sums, given)]  # a program has no views
-    sums._norms, sums._last, sums._parts = (Pool(memory) for memory in pools.memory)
+    sums._norms, sums._last, sums._parts, mix._pool = (Pool(memory) for memory in pools.memory)
     sums._norm_room, sums._part_room = map(functools.cache, (sums._lay_out_norms, sums._lay_out_parts))
-    routes = Routes(model.routes.exchange, sums)
-    model.routes = routes
-    for block in model.transformer_blocks:
-        block.exchange, block.sums = routes
-    return model
+    mix._token_room = functools.cache(mix._lay_out_tokens)
+    mmdit.routes_for = lambda *given: Routes(SequenceExchange(mesh, plan, sums.multiply, sums.mix), sums)
+    return zeros(MMDiT(CONFIG, mesh, DTYPE))
 
 
 class Pool:
@@ -117,11 +119,13 @@ class Raw(launched.Memory):
 
 
 def tables(launches: list[launched.Launch]) -> list[list[int]]:
-    """The numbers in device memory that launches read: where norms go, and all lines of tiles."""
+    """The numbers in device memory that launches read: where norms and mixed tokens go, and all lines of tiles."""
     found = []
     for one in launches:
         if one.name == "_adaln":
             found += [numbers(one.values[place][1], RANKS) for place in (8, 31)]
+        elif one.name == "_attention_hopper":
+            found += [numbers(one.values[place][1], RANKS) for place in (2, 6)]
         elif one.name == "_linear_hopper":
             slots = numbers(one.values[-1][1], 1)[0]
             found.append(numbers(one.values[-1][1], 16 * (1 + (slots + 1) * one.grid[0])))

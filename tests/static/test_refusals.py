@@ -87,8 +87,8 @@ def test_another_device(export: Path, target: str, kind: str, said: str, monkeyp
 
 
 def test_another_format(export: Path) -> None:
-    change(export, format=2)
-    assert "format 2; allowed: format 1" in refusal(export)
+    change(export, format=1)
+    assert "format 1; allowed: format 2" in refusal(export)
 
 
 def flipped(data: bytes) -> bytes:

@@ -1,4 +1,6 @@
 // Joint attention of one or two segments: kernels/attention_hopper.py where it fits, else kernels/attention.py.
+#include "attention.h"
+
 #include <map>
 #include <mutex>
 
@@ -20,7 +22,7 @@ struct Segment {
 
 struct Work {
   std::vector<Segment> segments;
-  std::vector<Tensor> outs;
+  const std::vector<Target>& targets;
   std::int64_t rows, heads, dim;
 
   std::int64_t tokens(std::size_t i) const { return i < segments.size() ? segments[i].tokens : 0; }
@@ -44,9 +46,8 @@ Address ArrivalsOn(const Gpu& gpu) {
 
 Argument MapOf(const Segment& one) { return Mapped(one.x, {one.rows, one.tokens, one.width}); }
 
-// A result as kernels store to it: tokens of a shard, strides of rows and tokens.
-void AddTarget(const Tensor& out, std::int64_t tokens, std::int64_t width, Arguments* arguments) {
-  for (const Argument& one : {Pointer(out), Argument(1), Argument(tokens * width), Argument(width)}) {
+void AddTarget(const Target& target, Arguments* arguments) {
+  for (const Argument& one : {target.base, Argument(target.size), Argument(target.row), Argument(target.token)}) {
     arguments->push_back(one);
   }
 }
@@ -64,7 +65,7 @@ void OnHopper(const Gpu& gpu, const Work& work, const std::vector<std::size_t>& 
   Shape room = {tiles - plan.whole + programs, kGroups, kGroup * work.dim + 2 * kGroup};
   Tensor parts = Empty(room, like, DataType::FLOAT32);
   Arguments arguments = {MapOf(work.segments[one]), MapOf(work.segments[two])};
-  for (auto i : {one, two}) AddTarget(work.outs[i], work.tokens(i), work.heads * work.dim, &arguments);
+  for (auto i : {one, two}) AddTarget(work.targets[i], &arguments);
   auto arrivals = reinterpret_cast<const void*>(ArrivalsOn(gpu));
   for (const auto& scratch : {Pointer(failed), Pointer(parts), Argument("i32", arrivals)}) {
     arguments.push_back(scratch);
@@ -81,9 +82,7 @@ void OnOthers(const Gpu& gpu, const Work& work) {
   const Segment& second = work.segments.back();
   Arguments arguments = {Pointer(first.x), Pointer(second.x)};
   auto inner = work.heads * work.dim;
-  for (const auto* out : {&work.outs.front(), &work.outs.back()}) {
-    AddTarget(*out, out == &work.outs.front() ? first.tokens : second.tokens, inner, &arguments);
-  }
+  for (const auto* target : {&work.targets.front(), &work.targets.back()}) AddTarget(*target, &arguments);
   for (auto tokens : {work.tokens(0), work.tokens(1)}) arguments.push_back(tokens);
   for (const auto* one : {&first, &second}) {
     for (auto stride : {one->tokens * one->width, one->width, inner, work.dim}) arguments.push_back(stride);
@@ -95,24 +94,15 @@ void OnOthers(const Gpu& gpu, const Work& work) {
 }
 
 std::vector<Tensor> Attend(const std::vector<Tensor>& segments, std::int64_t heads, std::int64_t dim) {
-  Gpu gpu(segments[0]);
-  Work work{{}, {}, segments[0].dims()[0], heads, dim};
-  std::vector<std::size_t> filled;
+  std::vector<Tensor> outs;
+  std::vector<Target> targets;
   for (const auto& x : segments) {
-    Segment one{x, x.dims()[0], x.dims()[1], 3 * heads * dim};
-    Require(one.rows == work.rows && x.numel() == one.rows * one.tokens * one.width,
-            "attention: segments of [R, T, 3 * heads * head_dim] of the same rows");
-    if (one.tokens > 0) filled.push_back(work.segments.size());
-    work.segments.push_back(one);
-    work.outs.push_back(Empty({one.rows, one.tokens, heads * dim}, x));
+    std::int64_t tokens = x.dims()[1], width = heads * dim;
+    outs.push_back(Empty({x.dims()[0], tokens, width}, x));
+    targets.push_back({Pointer(outs.back()), 1, tokens * width, width});
   }
-  if (filled.empty() || work.rows == 0) return work.outs;
-  if (gpu.architecture() / 10 == kHopper && dim == kHopperDim) {
-    OnHopper(gpu, work, filled);
-  } else {
-    OnOthers(gpu, work);
-  }
-  return work.outs;
+  AttendTo(Gpu(segments[0]), segments, heads, dim, targets);
+  return outs;
 }
 
 std::vector<Tensor> One(const Tensor& first, int heads, int head_dim) { return Attend({first}, heads, head_dim); }
@@ -133,6 +123,26 @@ std::vector<DataType> OneType(const DataType& first) { return {first}; }
 std::vector<DataType> TwoTypes(const DataType& first, const DataType& second) { return {first, second}; }
 
 }  // namespace
+
+void AttendTo(const Gpu& gpu, const std::vector<Tensor>& segments, std::int64_t heads, std::int64_t dim,
+              const std::vector<Target>& targets) {
+  Work work{{}, targets, segments[0].dims()[0], heads, dim};
+  std::vector<std::size_t> filled;
+  for (const auto& x : segments) {
+    Segment one{x, x.dims()[0], x.dims()[1], 3 * heads * dim};
+    Require(one.rows == work.rows && x.numel() == one.rows * one.tokens * one.width,
+            "attention: segments of [R, T, 3 * heads * head_dim] of the same rows");
+    if (one.tokens > 0) filled.push_back(work.segments.size());
+    work.segments.push_back(one);
+  }
+  if (filled.empty() || work.rows == 0) return;
+  if (gpu.architecture() / 10 == kHopper && dim == kHopperDim) {
+    OnHopper(gpu, work, filled);
+  } else {
+    OnOthers(gpu, work);
+  }
+}
+
 }  // namespace sd3par
 
 PD_BUILD_OP(sd3par_attention_1)

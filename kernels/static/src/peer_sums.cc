@@ -132,40 +132,6 @@ std::vector<Tensor> Add(const std::vector<Operand>& products) {
   return outs;
 }
 
-// A sum of two gated branches, x and x2: [R, t, D], stored to the ranks that its tokens belong to.
-void StoreGated(const Gpu& gpu, const Peers& peers, const Tensor& x, const Tensor& x2,
-                const std::vector<Tensor>& bases, const std::vector<int>& lines, const Room& room) {
-  auto shape = ShapeOf(x);
-  std::int64_t rows = shape[0], tokens = shape[1], dim = shape[2], row = tokens * dim;
-  auto bytes = static_cast<std::int64_t>(phi::SizeOf(x.dtype()));
-  std::vector<std::int64_t> addresses;
-  for (auto base : peers.pools[kParts].bases) {
-    addresses.push_back(base + (room.place + peers.rank * rows * room.size * dim) * bytes);
-  }
-  Line gate = LineOf(bases, lines[0], lines[1], rows, dim), gate2 = LineOf(bases, lines[2], lines[3], rows, dim);
-  Arguments arguments = {Pointer(x), gate.vector, Pointer(x2), gate2.vector,
-                         {"i64", reinterpret_cast<const void*>(NumbersOn(gpu, addresses))}};
-  for (auto number : {room.size, room.size * dim, dim, row, dim, gate.stride, row, dim, gate2.stride}) {
-    arguments.push_back(number);
-  }
-  gpu.Launch(gpu.Find("_gated_sum", arguments, {{"DIM", dim}}), tokens, rows, 1, arguments);
-}
-
-// The image's gated sum, and the text's product.
-std::vector<Tensor> AddGated(const Tensor& x, const Tensor& x2, const Tensor& c, const Tensor& weight,
-                             const Tensor& bias, const std::vector<Tensor>& bases, const std::vector<int>& lines) {
-  Gpu gpu(x);
-  const auto& peers = ThePeers();
-  Operand text{c, weight, bias};
-  std::int64_t used = 0;
-  Room first = RoomFor(peers, x, x.dims()[0], x.dims()[1], x.dims()[2], &used);
-  Room second = RoomFor(peers, c, text.rows(), text.length(), text.dim(), &used);
-  StoreGated(gpu, peers, x, x2, bases, lines, first);
-  Store(gpu, {text}, {RectanglesOf(text, peers, second.place)});
-  Meet(gpu, peers);
-  return {first.out, second.out};
-}
-
 std::vector<Tensor> AddOne(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   return Add({Operand{x, weight, bias}});
 }
@@ -193,7 +159,7 @@ Norms LaidOut(const Gpu& gpu, const Peers& peers, const Pool& pool, const Tensor
   return norms;
 }
 
-// As adaln of this rank's tokens, whose branches come in parts; norms of all tokens. like, like2: [R, length, ...].
+// As adaln of this rank's tokens, whose branches come padded, or in parts; norms of all tokens. like, like2: [R, length, ...].
 std::vector<Tensor> Norm(const Tensor& x, const Maybe& branch, const Maybe& x2, const Maybe& branch2,
                          const Tensor& like, const Maybe& like2, const std::vector<Tensor>& bases,
                          const std::vector<int>& lines, const std::vector<int>& norms, bool last) {
@@ -207,7 +173,8 @@ std::vector<Tensor> Norm(const Tensor& x, const Maybe& branch, const Maybe& x2, 
     auto length = (i == 0 ? like : *like2).dims()[1];
     streams.norms.push_back(LaidOut(gpu, peers, pool, streams.x[i], length, norms[i], &used));
   }
-  Constants constants = {{"PARTS", branch ? peers.size : 1}, {"COPIES", peers.size}};
+  bool parts = branch && branch->dims().size() == 4;
+  Constants constants = {{"PARTS", parts ? peers.size : 1}, {"COPIES", peers.size}};
   auto made = RunStreams(gpu, {lines, norms, branch.is_initialized()}, streams, bases, constants);
   Meet(gpu, peers);
   return made;
@@ -219,11 +186,6 @@ std::vector<Shape> AddOneShape(const Shape& x, const Shape& weight, const Shape&
 std::vector<Shape> AddTwoShapes(const Shape& x, const Shape& weight, const Shape&, const Shape& x2,
                                 const Shape& weight2, const Shape&) {
   return {PartsShape(x, weight), PartsShape(x2, weight2)};
-}
-
-std::vector<Shape> AddGatedShapes(const Shape& x, const Shape&, const Shape& c, const Shape& weight, const Shape&,
-                                  const std::vector<Shape>&, const std::vector<int>&) {
-  return {{-1, x[0], -1, x[2]}, PartsShape(c, weight)};
 }
 
 std::vector<Shape> NormShapes(const Shape& x, const MaybeShape& branch, const MaybeShape& x2, const MaybeShape&,
@@ -244,10 +206,6 @@ std::vector<DataType> AddOneType(const DataType& x, const DataType&, const DataT
 std::vector<DataType> AddTwoTypes(const DataType& x, const DataType&, const DataType&, const DataType& x2,
                                   const DataType&, const DataType&) {
   return {x, x2};
-}
-std::vector<DataType> AddGatedTypes(const DataType& x, const DataType&, const DataType& c, const DataType&,
-                                    const DataType&, const std::vector<DataType>&) {
-  return {x, c};
 }
 template <int outputs>
 std::vector<DataType> NormTypes(const DataType& x, const MaybeType&, const MaybeType&, const MaybeType&,
@@ -278,14 +236,6 @@ PD_BUILD_OP(sd3par_peer_add_2)
     .SetKernelFn(PD_KERNEL(sd3par::AddTwo))
     .SetInferShapeFn(PD_INFER_SHAPE(sd3par::AddTwoShapes))
     .SetInferDtypeFn(PD_INFER_DTYPE(sd3par::AddTwoTypes));
-
-PD_BUILD_OP(sd3par_peer_add_gated)
-    .Inputs({"x", "x2", "c", "weight", "bias", paddle::Vec("bases")})
-    .Outputs({"parts", "parts2"})
-    .Attrs({"lines: std::vector<int>"})
-    .SetKernelFn(PD_KERNEL(sd3par::AddGated))
-    .SetInferShapeFn(PD_INFER_SHAPE(sd3par::AddGatedShapes))
-    .SetInferDtypeFn(PD_INFER_DTYPE(sd3par::AddGatedTypes));
 
 #define SD3PAR_PEER_NORM(count, ...)                                                                   \
   PD_BUILD_OP(sd3par_peer_norm_##count)                                                                \

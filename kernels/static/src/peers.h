@@ -26,7 +26,7 @@ class Pool {
   std::int64_t Take(std::int64_t count, std::int64_t* used) const;
 };
 
-enum PoolName { kNorms, kLast, kParts, kPools };
+enum PoolName { kNorms, kLast, kParts, kMixed, kPools };
 
 // What a process knows of its peers.
 struct Peers {
