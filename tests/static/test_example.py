@@ -76,7 +76,7 @@ def test_words(words: list[str], said: str, export: Path, capsys: pytest.Capture
         ("[]", "TypeError"),
         ("[" * 100_000, "RecursionError"),
         ("{}", "KeyError: 'format'"),
-        ('{"format": 2}', "format: got 2; allowed: 1"),
+        ('{"format": 1}', "format: got 1; allowed: 2"),
     ],
 )
 def test_other_manifests(text: str, said: str, export: Path, capsys: pytest.CaptureFixture[str]) -> None:
