@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import paddle
@@ -70,13 +70,11 @@ class PeerMix:
     def _lay_out_tokens(self, rows: int, lengths: Lengths) -> _Room:
         sizes = tuple(tuple(tokens_for(0, self.axis.size, length).size for length in one) for one in lengths)
         shared = self._shared(rows, sizes)
-        return _Room(
-            [one.own for segments in shared for one in segments], [self._to_tokens(rows, one) for one in shared]
-        )
+        return _Room([one.own for one in chain(*shared)], [self._to_tokens(rows, one) for one in shared])
 
     def _lay_out_rows(self, rows: int, lengths: Lengths) -> _Room:
         shared = self._shared(rows // self.axis.size, lengths)
-        return _Room([one.own for segments in shared for one in segments], [self._to_rows(rows, one) for one in shared])
+        return _Room([one.own for one in chain(*shared)], [self._to_rows(rows, one) for one in shared])
 
     def _shared(self, rows: int, lengths: Lengths) -> list[list[Shared]]:
         """Returns room for [rows, length, D] of each segment."""
