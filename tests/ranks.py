@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -24,14 +27,19 @@ def free_ports(count: int) -> list[int]:
 
 def environment(rank: int, world: int, ports: list[int]) -> dict[str, str]:
     """Returns what Paddle's launcher would set for `rank`; ports: one per rank and one for the rendezvous."""
-    kept = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     endpoints = [f"127.0.0.1:{port}" for port in ports[:world]]
-    return kept | {
+    return _surroundings() | {
         "PADDLE_TRAINER_ID": str(rank), "PADDLE_TRAINERS_NUM": str(world), "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
         "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints), "PADDLE_MASTER": f"127.0.0.1:{ports[world]}",
-        "PADDLE_DISTRI_BACKEND": "gloo", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PADDLE_DISTRI_BACKEND": "gloo",
     }  # fmt: skip
+
+
+def _surroundings() -> dict[str, str]:
+    """Returns what every rank has."""
+    kept = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def start(world: int, *arguments: str) -> list[subprocess.Popen[str]]:
@@ -45,8 +53,16 @@ def start(world: int, *arguments: str) -> list[subprocess.Popen[str]]:
     ]  # fmt: skip
 
 
-def run(world: int, *arguments: str, timeout_s: float = 120) -> list[str]:
-    """Runs `python -m arguments...` as `world` ranks and returns what each printed; fails where one fails."""
+def run(world: int, *arguments: str, timeout_s: float = 120, apart: bool = False) -> list[str]:
+    """Runs `python -m arguments...` as `world` ranks and returns what each printed; fails where one fails.
+
+    apart: each in a process of its own from the beginning; else forks of one, where CUDA has no threads in that.
+    """
+    apart = apart or Path("/dev/nvidiactl").exists()
+    return _run_apart(world, arguments, timeout_s) if apart else _run_forked(world, arguments, timeout_s)
+
+
+def _run_apart(world: int, arguments: tuple[str, ...], timeout_s: float) -> list[str]:
     ranks = start(world, *arguments)
     try:
         printed = [rank.communicate(timeout=timeout_s)[0] for rank in ranks]
@@ -55,4 +71,21 @@ def run(world: int, *arguments: str, timeout_s: float = 120) -> list[str]:
             rank.kill()
     for number, (rank, text) in enumerate(zip(ranks, printed, strict=True)):
         assert rank.returncode == 0, f"rank {number} of {world} ended with {rank.returncode}:\n{text[-3000:]}"
+    return printed
+
+
+def _run_forked(world: int, arguments: tuple[str, ...], timeout_s: float) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.forked_ranks", folder, str(world), *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, env=_surroundings(), text=True, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+        try:
+            said = process.communicate(timeout=timeout_s)[1]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        logs = [Path(folder, f"{rank}.log") for rank in range(world)]
+        printed = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
+    last = "\n".join(text[-1500:] for text in printed)
+    assert process.returncode == 0, f"{said[-1500:]}\n{last}"
     return printed

@@ -136,17 +136,22 @@ PROMPTS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An own current folder with files to stumble over."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "tests" / "golden" / "mmdit.npz", "photo.png")  # no picture, and not text either
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    shutil.copy(ROOT / "tests" / "golden" / "mmdit.npz", folder / "photo.png")  # no picture, and not text either
     for name, text in {"text.png": "no picture", "p-1.png": "", "empty.txt": "", "comments.txt": "# a\n\n  # b\n",
                        "zeros.txt": "a\0b", "long.txt": "x" * 10_000_001, "many.txt": "x\n" * 10_001,
                        "line.txt": "x\n" + "x" * 20_000, "prompts.txt": "a red circle"}.items():  # fmt: skip
-        Path(name).write_text(text)
+        (folder / name).write_text(text)
+    Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
+    return folder
+
+
+@pytest.fixture
+def folder(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(shutil.copytree(files, tmp_path, dirs_exist_ok=True))
     os.mkfifo("pipe")
-    Image.new("1", (20_000, 20_000)).save("huge.png")
     return tmp_path
 
 

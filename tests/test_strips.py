@@ -17,7 +17,7 @@ def test_strips_equal_one_process(world: int) -> None:
     for printed in ranks.run(world, "tests.strips_worker"):
         (line,) = [line for line in printed.splitlines() if line.startswith("RESULT")]
         found = json.loads(line[7:])
-        assert len(found) == 2 * 9 + 2 * world + 1 + 1
+        assert len(found) == 2 * 9 + world + 1 + 1
         assert {name: error for name, error in found.items() if not error < tolerances.MODULE} == {}
 
 
