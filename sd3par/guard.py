@@ -6,11 +6,14 @@ a rank whose peer was killed in the loop still stood there a minute later. The g
 listens in its place, and ends it.
 
 A rank that a signal ends cannot say so, and one that aborts cannot say why: where gloo loses a rank in the middle of an
-exported program, Paddle ends the process with an exception that nothing catches (3.3.1). Their guards say it.
+exported program, Paddle ends the process with an exception that nothing catches (3.3.1). Their guards say it. What is
+left of a process is how it ended, until its parent has asked; so one that aborts, which others' ends may cause, also
+has faulthandler write to its guard.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -53,10 +56,14 @@ class Guard:
             log.warning("no guard beside this process: %s", error)
             return
         peers = [[peer.rank, peer.address, peer.pid, peer.born] for peer in watch.peers]
+        cries = not faulthandler.is_enabled()  # else it writes where somebody else wants it
         about = {"rank": rank, "pid": os.getpid(), "timeout_s": watch.timeout_s, "peers": peers, "line": line.number,
-                 "key": line.key.hex()}  # fmt: skip
+                 "key": line.key.hex(), "cries": cries}  # fmt: skip
         self._write(json.dumps(about).encode() + b"\n")
-        os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]
+        signs: Any = self._process.stdin
+        os.set_blocking(signs.fileno(), False)
+        if cries:
+            faulthandler.enable(signs, all_threads=False)
 
     def beat(self) -> None:
         """Says that the rank hears what happens."""
@@ -86,10 +93,13 @@ def _started(line: Line) -> subprocess.Popen[bytes]:
 
 
 class _Ward:
-    """The guard's side: the rank's process, what it last said, and when."""
+    """The guard's side: the rank's process, what it last said, and when.
 
-    def __init__(self, pid: int, signs: int, timeout_s: float) -> None:
-        self.pid, self._signs = pid, signs
+    cries: whether it says something else where it aborts; cried: whether it has.
+    """
+
+    def __init__(self, pid: int, signs: int, timeout_s: float, cries: bool) -> None:
+        self.pid, self._signs, self.cries, self.cried = pid, signs, cries, False
         self._deaf_s, self._end_s = DEAF * timeout_s, min(timeout_s, END_S)
         self._last, self._heard = _BEAT, time.monotonic()
 
@@ -100,7 +110,8 @@ class _Ward:
         begin = time.monotonic()
         if select.select([self._signs], [], [], wait_s)[0]:
             signs = os.read(self._signs, 4096)
-            self._last, self._heard = signs[-1:] or self._last, time.monotonic()
+            self.cried = self.cried or bool(signs.strip(_BEAT + _REST + _END))
+            self._last, self._heard = signs[-1:] if signs and not self.cried else self._last, time.monotonic()
             return bool(signs)
         late_s, process = time.monotonic() - begin - wait_s, Process.look(self.pid)
         if late_s > self._deaf_s or process.stopped:  # the others see that it is stopped
@@ -139,7 +150,7 @@ def guard(signs: int) -> str:
     """Guards the rank that writes to `signs`, until it has ended; returns why, "" if it could say so itself."""
     about = json.loads(_first_line(signs))
     line = Line.of(about["line"], about["rank"], bytes.fromhex(about["key"]))
-    ward = _Ward(about["pid"], signs, about["timeout_s"])
+    ward = _Ward(about["pid"], signs, about["timeout_s"], about["cries"])
     while ward.listen(wait=True):
         if ward.stuck:
             ward.kill()
@@ -149,7 +160,7 @@ def guard(signs: int) -> str:
                 ward.kill()
                 return f"[rank {about['rank']}] {news.reason}"
     process = ward.ended()
-    news = None if process is None else _last_words(about["rank"], process, _watch(about, line))
+    news = None if process is None else _last_words(about["rank"], process, ward, _watch(about, line))
     return "" if news is None else f"[rank {about['rank']}] {news.reason}"
 
 
@@ -160,18 +171,27 @@ def _watch(about: dict[str, Any], line: Line) -> Watch:
     return Watch(line, peers, about["timeout_s"])
 
 
-def _last_words(rank: int, process: Process, watch: Watch) -> News | None:
+def _last_words(rank: int, process: Process, ward: _Ward, watch: Watch) -> News | None:
     """Returns why a rank ended in the middle of its work, None where that is not known; tells the others."""
-    news = None
-    if process.killed_by and not process.aborted:
-        news = News(f"rank {rank} (pid {process.pid}) {process.how_it_ended()}")
-    elif process.aborted or not process.state:  # perhaps because of another rank; the launcher may have been here first
-        deadline = time.monotonic() + NEWS_S
-        while time.monotonic() < deadline and (news is None or news.doubt):
-            news = watch.look()
+    own = News(f"rank {rank} (pid {process.pid}) {process.how_it_ended()}")
+    if process.aborted or ward.cried or not (process.state or ward.cries):  # perhaps because of another rank
+        news = _news(watch, NEWS_S)
+    elif process.state:
+        news = own if process.killed_by else None
+    else:  # its parent was here first; it did not abort, unless faulthandler got another file later
+        news = _news(watch, 0.0)
+        news = own if news is None or news.doubt else news
     if news is None or news.doubt == 2:  # of two that aborted nobody knows which was the first
         return None
     watch.spread(news)
+    return news
+
+
+def _news(watch: Watch, within_s: float) -> News | None:
+    """Returns what is known within a time of why all end, without a doubt if somebody says so."""
+    deadline, news = time.monotonic() + within_s, watch.look()
+    while time.monotonic() < deadline and (news is None or news.doubt):
+        news = watch.look()
     return news
 
 

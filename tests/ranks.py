@@ -78,7 +78,8 @@ def _run_forked(world: int, arguments: tuple[str, ...], timeout_s: float) -> lis
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-W", "ignore", "-m", "tests.forked_ranks", folder, str(world), *arguments]
         process = subprocess.Popen(command, cwd=ROOT, env=_surroundings(), text=True, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                   start_new_session=True)  # fmt: skip
         try:
             said = process.communicate(timeout=timeout_s)[1]
         finally:

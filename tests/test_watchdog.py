@@ -146,6 +146,16 @@ def test_the_guards_of_ranks_that_abort(played: Path) -> None:
         assert said_last == f"sd3par: error: [rank {rank}] {reason}"
 
 
+def test_the_guards_of_ranks_that_abort_and_are_gone(played: Path) -> None:
+    """Nothing is left of them that says how they ended, but that the first has not cried."""
+    ends = endings(played, "aborted_unseen")
+    assert [end["code"] for end in ends] == [-signal.SIGABRT, -signal.SIGKILL, -signal.SIGABRT]
+    for rank in range(WORLD):
+        wait_for(lambda rank=rank: "error" in said(played, "aborted_unseen", rank))
+        said_last = said(played, "aborted_unseen", rank).splitlines()[-1]
+        assert said_last == f"sd3par: error: [rank {rank}] rank 1 (pid {ends[1]['pid']}) ended without a word"
+
+
 @pytest.mark.parametrize("scene", ["stuck", "stuck_at_last"])
 def test_an_end_that_waits_for_ever(played: Path, scene: str) -> None:
     assert [end["code"] for end in endings(played, scene)] == [0, -signal.SIGKILL, 0]

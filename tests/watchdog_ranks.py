@@ -253,9 +253,17 @@ def aborted(dog: Watchdog, rank: int) -> None:
     held()
 
 
+def aborted_unseen(dog: Any, rank: int) -> None:
+    """The same, and all are waited for before any guard may look."""
+    guard = dog._guard._process.pid
+    (dog.folder / f"{rank}.guard").write_text(str(guard))
+    os.kill(guard, signal.SIGSTOP)
+    aborted(dog, rank)
+
+
 UNGUARDED = (killed, stopped, raised, reset, lost, agreed, alike, unlike, unheard, finished, left_behind, late, busy,
              suspended, orphaned)  # fmt: skip
-GUARDED = (deaf_killed, deaf_stopped, deaf_raised, deaf_for_long, stuck, stuck_at_last, aborted)
+GUARDED = (deaf_killed, deaf_stopped, deaf_raised, deaf_for_long, stuck, stuck_at_last, aborted, aborted_unseen)
 SCENES: dict[str, Callable[[Watchdog, int], None]] = {scene.__name__: scene for scene in (*UNGUARDED, *GUARDED)}
 
 
@@ -270,6 +278,8 @@ def play(folder: Path, scene: str) -> None:
         pid, status = os.wait()
         ending = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - begin, "pid": pid}
         (folder / f"{ranks[pid]}.json").write_text(json.dumps(ending))
+    for guard in folder.glob("*.guard"):
+        os.kill(int(guard.read_text()), signal.SIGCONT)
 
 
 def act(folder: Path, scene: str, rank: int) -> None:
