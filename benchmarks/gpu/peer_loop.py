@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,8 +149,11 @@ def attends_by(what: Draw, config: Any, device: str) -> str:
 
 
 @torch.no_grad()
-def measure(compiled: Compiled, what: Draw, repeats: int) -> Iterator[dict[str, Any]]:
-    """Yields one row twice: with the loop, and with the decoder too, whose compilation takes long."""
+def measure(compiled: Compiled, what: Draw, repeats: int, kept: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Yields one row twice: with the loop, and with the decoder too, whose compilation takes long.
+
+    Puts the latents [1, 16, h, w] of seed 0 into `kept`, by the size in pixels: as the calls that are timed draw them.
+    """
     pipe, cuda = compiled.pipe, torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -158,6 +161,7 @@ def measure(compiled: Compiled, what: Draw, repeats: int) -> Iterator[dict[str, 
         compiled.renew()
         attention = attends_by(what, pipe.transformer.config, pipe.device.type)
         drawn = [draw(pipe, what, seed) for seed in range(WARM_UPS + repeats)]
+        kept[str(what.px)] = drawn[0][0][:1].float().cpu().numpy()
         taken = sorted(seconds for _, seconds in drawn[WARM_UPS:])
         loop = statistics.median(taken)
         row = {
@@ -171,13 +175,6 @@ def measure(compiled: Compiled, what: Draw, repeats: int) -> Iterator[dict[str, 
     image = loop + statistics.median(decoded[WARM_UPS:])
     rate = what.images / image
     yield {**row, "image_s": image, "decode_ms": 1e3 * (image - loop), "images_per_s": rate}
-
-
-@torch.no_grad()
-def kept(pipe: Any, whats: Sequence[Draw], file: Path) -> None:
-    """Writes the latents [1, 16, h, w] of seed 0 for each size, by its pixels."""
-    sizes = {str(what.px): draw(pipe, what._replace(images=1), 0)[0].float().cpu().numpy() for what in whats}
-    np.savez(file, **sizes)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -208,12 +205,12 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     compiled = Compiled(pipeline(options.model, options.folder, device), options.engine)
     who = "diffusers" if options.engine == "eager" else "diffusers-compile"
+    kept: dict[str, np.ndarray] = {}
     for what in draws(options):
-        for row in measure(compiled, what, options.repeats):
+        for row in measure(compiled, what, options.repeats, kept):
             print(json.dumps({"bench": "loop", "who": who, "engine": options.engine, **row}), flush=True)
-    if options.keep is not None:  # eager: another number of pictures would be compiled anew
-        compiled.pipe.transformer = compiled.transformer
-        kept(compiled.pipe, draws(options), options.keep)
+    if options.keep is not None:
+        np.savez(options.keep, **kept)
 
 
 if __name__ == "__main__":
