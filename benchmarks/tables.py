@@ -38,13 +38,14 @@ def kind(rows: Sequence[Row], name: str) -> str:
 def meshes(rows: Sequence[Row], beside_peers: bool) -> str:
     """Returns of each model, size, number of steps and text length the newest run of meshes of several cards.
 
-    beside_peers: of the runs in which other engines took turns with ours, or else of all others.
+    beside_peers: all runs in which other engines took turns with ours, those of one card too; else of all others.
     """
     ran = [row for row in rows if row["bench"] == "parallel"]
     several = {row["run_id"] for row in ran if row["world"] > 1}
     theirs = {row["run_id"] for row in ran if row["who"] not in OWN}
-    wanted = [row for row in ran if row["run_id"] in several and (row["run_id"] in theirs) == beside_peers]
-    found = newest(wanted, "model", "height", "steps", "text_tokens").values()
+    wanted = [row for row in ran if row["run_id"] in (theirs if beside_peers else several - theirs)]
+    keys = ("run_id",) if beside_peers else ("model", "height", "steps", "text_tokens")
+    found = newest(wanted, *keys).values()
     return "\n\n".join(table.shown(run, KINDS["parallel"].columns, markdown=True) for run in found) or MISSING
 
 
