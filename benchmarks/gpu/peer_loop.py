@@ -149,7 +149,7 @@ def attends_by(what: Draw, config: Any, device: str) -> str:
 
 
 @torch.no_grad()
-def measure(compiled: Compiled, what: Draw, repeats: int, kept: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+def measure(compiled: Compiled, what: Draw, repeats: int, kept: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields one row twice: with the loop, and with the decoder too, whose compilation takes long.
 
     Puts the latents [1, 16, h, w] of seed 0 into `kept`, by the size in pixels: as the calls that are timed draw them.
@@ -205,7 +205,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     compiled = Compiled(pipeline(options.model, options.folder, device), options.engine)
     who = "diffusers" if options.engine == "eager" else "diffusers-compile"
-    kept: dict[str, np.ndarray] = {}
+    kept: dict[str, Any] = {}
     for what in draws(options):
         for row in measure(compiled, what, options.repeats, kept):
             print(json.dumps({"bench": "loop", "who": who, "engine": options.engine, **row}), flush=True)
