@@ -95,11 +95,11 @@ def _started(line: Line) -> subprocess.Popen[bytes]:
 class _Ward:
     """The guard's side: the rank's process, what it last said, and when.
 
-    cries: whether it says something else where it aborts; cried: whether it has.
+    cries: whether faulthandler lets it say how it ends where it ends itself.
     """
 
     def __init__(self, pid: int, signs: int, timeout_s: float, cries: bool) -> None:
-        self.pid, self._signs, self.cries, self.cried = pid, signs, cries, False
+        self.pid, self._signs, self.cries, self._cry = pid, signs, cries, b""
         self._deaf_s, self._end_s = DEAF * timeout_s, min(timeout_s, END_S)
         self._last, self._heard = _BEAT, time.monotonic()
 
@@ -110,8 +110,9 @@ class _Ward:
         begin = time.monotonic()
         if select.select([self._signs], [], [], wait_s)[0]:
             signs = os.read(self._signs, 4096)
-            self.cried = self.cried or bool(signs.strip(_BEAT + _REST + _END))
-            self._last, self._heard = signs[-1:] if signs and not self.cried else self._last, time.monotonic()
+            if self._cry or signs.strip(_BEAT + _REST + _END):
+                self._cry += signs
+            self._last, self._heard = signs[-1:] if signs and not self._cry else self._last, time.monotonic()
             return bool(signs)
         late_s, process = time.monotonic() - begin - wait_s, Process.look(self.pid)
         if late_s > self._deaf_s or process.stopped:  # the others see that it is stopped
@@ -129,6 +130,11 @@ class _Ward:
         if self.stuck:
             self.kill()
         return process if self._last == _BEAT else None
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it has cried that it aborts, and not that it breaks down in another way."""
+        return b"Aborted" in self._cry
 
     @property
     def deaf(self) -> bool:
@@ -174,7 +180,7 @@ def _watch(about: dict[str, Any], line: Line) -> Watch:
 def _last_words(rank: int, process: Process, ward: _Ward, watch: Watch) -> News | None:
     """Returns why a rank ended in the middle of its work, None where that is not known; tells the others."""
     own = News(f"rank {rank} (pid {process.pid}) {process.how_it_ended()}")
-    if process.aborted or ward.cried or not (process.state or ward.cries):  # perhaps because of another rank
+    if process.aborted or ward.aborted or not (process.state or ward.cries):  # perhaps because of another rank
         news = _news(watch, NEWS_S)
     elif process.state:
         news = own if process.killed_by else None

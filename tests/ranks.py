@@ -53,13 +53,13 @@ def start(world: int, *arguments: str) -> list[subprocess.Popen[str]]:
     ]  # fmt: skip
 
 
-def run(world: int, *arguments: str, timeout_s: float = 120, apart: bool = False) -> list[str]:
+def run(world: int, *arguments: str, timeout_s: float = 120) -> list[str]:
     """Runs `python -m arguments...` as `world` ranks and returns what each printed; fails where one fails.
 
-    apart: each in a process of its own from the beginning; else forks of one, where CUDA has no threads in that.
+    They are forks of one process, but where there are GPUs, whose driver would have threads in that.
     """
-    apart = apart or Path("/dev/nvidiactl").exists()
-    return _run_apart(world, arguments, timeout_s) if apart else _run_forked(world, arguments, timeout_s)
+    way = _run_apart if Path("/dev/nvidiactl").exists() else _run_forked
+    return way(world, arguments, timeout_s)
 
 
 def _run_apart(world: int, arguments: tuple[str, ...], timeout_s: float) -> list[str]:

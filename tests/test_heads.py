@@ -108,7 +108,7 @@ def test_every_mesh_equals_one_process(kind: str, world: int) -> None:
     """gloo on the CPU, NCCL on as many GPUs."""
     if kind != "cpu" and device.count(kind) < world:
         pytest.skip(f"this machine has no {world} {kind} devices")
-    for printed in ranks.run(world, "tests.heads_worker", kind, apart=kind != "cpu"):
+    for printed in ranks.run(world, "tests.heads_worker", kind):
         results = [json.loads(line[7:]) for line in printed.splitlines() if line.startswith("RESULT")]
         assert len(results) == len(MESHES[world])
         for result in results:

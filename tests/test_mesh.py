@@ -42,7 +42,7 @@ def test_every_collective(kind: str, world: int) -> None:
     """gloo on the CPU, NCCL on as many GPUs."""
     if kind != "cpu" and device.count(kind) < world:
         pytest.skip(f"this machine has no {world} {kind} devices")
-    for printed in ranks.run(world, "tests.collectives_worker", kind, apart=kind != "cpu"):
+    for printed in ranks.run(world, "tests.collectives_worker", kind):
         assert "RIGHT" in printed
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sd3par.errors import ConfigError, RankFailure, describe
+from sd3par.guard import _Ward
 from sd3par.heartbeat import REASON_BYTES, Kind, Line, Message, Process, machine
 from sd3par.mesh import Mesh
 from sd3par.watch import Peer, Watch
@@ -154,6 +155,18 @@ def test_the_guards_of_ranks_that_abort_and_are_gone(played: Path) -> None:
         wait_for(lambda rank=rank: "error" in said(played, "aborted_unseen", rank))
         said_last = said(played, "aborted_unseen", rank).splitlines()[-1]
         assert said_last == f"sd3par: error: [rank {rank}] rank 1 (pid {ends[1]['pid']}) ended without a word"
+
+
+@pytest.mark.parametrize(("how", "aborted"), [("Aborted", True), ("Segmentation fault", False)])
+def test_only_who_aborts_may_do_so_because_of_others(how: str, aborted: bool) -> None:
+    signs, rank = os.pipe()
+    ward = _Ward(os.getpid(), signs, TIMEOUT_S, cries=True)
+    for piece in ("..", "Fatal Python error: ", how, "\n\n", "."):
+        os.write(rank, piece.encode())
+        assert ward.listen(wait=False)
+    os.close(rank)
+    assert not ward.listen(wait=False) and ward.aborted == aborted
+    os.close(signs)
 
 
 @pytest.mark.parametrize("scene", ["stuck", "stuck_at_last"])
